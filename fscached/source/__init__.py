@@ -1,0 +1,81 @@
+"""3 · Where bytes come from: one file per kind of source, and how to be let in.
+
+What belongs here: ranged reads of remote blobs and everything on the way to them (auth, redirects,
+retries, whose fault an error is). What does not: chunks, digests, cache files. Called by
+`fscached.fill` (ranges) and `fscached.store` (manifests).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+
+class Priority(enum.IntEnum):
+    """Demand is a reader that waits in the kernel; prefetch gives way to it."""
+
+    DEMAND = 0
+    PREFETCH = 1
+
+
+class Fault(enum.Enum):
+    """Whose fault a failed read is: it decides whether to try again, and where."""
+
+    NETWORK = "network"
+    ORIGIN = "origin"
+    PEER = "peer"
+    AUTH = "auth"
+    PROTOCOL = "protocol"
+    LOCAL = "local"
+    DEADLINE = "deadline"
+
+
+class SourceError(Exception):
+    """A read that did not bring its bytes: what was asked of whom, and whose fault it is.
+
+    The text never holds a credential, nor the query of a redirect's target.
+    """
+
+    def __init__(self, message: str, fault: Fault) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class Answer(NamedTuple):
+    """Who answered a read and what it cost. `requests` counts every HTTP request sent for it,
+    retries and refused ones too; `received_bytes` every body byte, useful or not."""
+
+    source: str
+    requests: int
+    received_bytes: int
+    seconds: float
+
+
+class Source(Protocol):
+    """Remote bytes of blobs."""
+
+    name: str
+
+    async def read(
+        self,
+        blob_id: str,
+        start: int,
+        end: int,
+        priority: Priority,
+        feed: Callable[[memoryview], None],
+        deadline_s: float,
+    ) -> Answer:
+        """Bring bytes [start, end) of a blob, in order and each exactly once, to `feed`.
+
+        `feed` is called from the event loop as bytes arrive and must not keep the memory. A
+        transfer that breaks goes on where it stopped. `deadline_s` is a duration in seconds for
+        everything, retries included. Cancelling ends the transfer at once.
+
+        Raises SourceError.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what is under way and close all connections."""
+        ...

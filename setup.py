@@ -1,0 +1,5 @@
+"""cffi's own way to build an API-mode module is through setuptools; all metadata is in pyproject."""
+
+from setuptools import setup
+
+setup(cffi_modules=["cdefs/build.py:ffibuilder"])
