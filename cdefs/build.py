@@ -1,0 +1,53 @@
+"""Builds `cdefs._abi` (cffi API mode): the compiler checks every declaration in `*.h`.
+
+System calls go by number, so that a libc older than the kernel (glibc < 2.36 has no fsopen) does.
+"""
+
+from pathlib import Path
+
+from cffi import FFI
+
+SOURCE = """
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <linux/cachefiles.h>
+#include <linux/mount.h>
+
+/* Not in any kernel header user space gets; <sys/mount.h> and <linux/mount.h> exclude each other
+   before glibc 2.37. */
+#ifndef MNT_DETACH
+#define MNT_DETACH 0x00000002
+#define UMOUNT_NOFOLLOW 0x00000008
+#endif
+
+static int sys_cachefiles_read_complete(int object_fd, unsigned long msg_id)
+{ return ioctl(object_fd, CACHEFILES_IOC_READ_COMPLETE, msg_id); }
+
+static int sys_fsopen(const char *fs_name, unsigned int flags)
+{ return syscall(SYS_fsopen, fs_name, flags); }
+
+static int sys_fsconfig(int fs_fd, unsigned int command, const char *key, const char *value,
+                        int aux)
+{ return syscall(SYS_fsconfig, fs_fd, command, key, value, aux); }
+
+static int sys_fsmount(int fs_fd, unsigned int flags, unsigned int attributes)
+{ return syscall(SYS_fsmount, fs_fd, flags, attributes); }
+
+static int sys_open_tree(int directory_fd, const char *path, unsigned int flags)
+{ return syscall(SYS_open_tree, directory_fd, path, flags); }
+
+static int sys_move_mount(int from_fd, const char *from_path, int to_fd, const char *to_path,
+                          unsigned int flags)
+{ return syscall(SYS_move_mount, from_fd, from_path, to_fd, to_path, flags); }
+
+static int sys_umount2(const char *target, int flags)
+{ return syscall(SYS_umount2, target, flags); }
+"""
+
+ffibuilder = FFI()
+for header in ("cachefiles.h", "mount.h"):
+    ffibuilder.cdef(Path(__file__).with_name(header).read_text())
+ffibuilder.set_source("cdefs._abi", SOURCE)
