@@ -101,7 +101,8 @@ class Transport(Protocol):
         ...
 
     def failed(self, object: ObjectId, ticket: Ticket, errno: int) -> None:
-        """Let the reader fail. cachefiles has no wire form for it: looking again at a hole is EIO."""
+        """Let the reader fail. cachefiles has no wire form for it: looking again at a hole is
+        EIO."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,282 @@
+"""One data blob: which chunks are resident, which are under way, and who waits for which.
+
+A chunk goes through the states of `TRANSITIONS`; every other move is a bug and raises. Bytes that
+arrive for a chunk somebody else has brought meanwhile are simply not used.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from fscached.cache.extents import Extents
+from fscached.cache.planner import Planner, Stream
+
+
+class State(enum.IntEnum):
+    """Where a chunk's bytes are."""
+
+    ABSENT = 0
+    PREFETCHING = 1
+    DEMANDED = 2
+    ARRIVED = 3
+    RESIDENT = 4
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.ABSENT: frozenset({State.PREFETCHING, State.DEMANDED, State.RESIDENT}),
+    # A demand fetch overtakes a prefetch: it may bring the chunk twice rather than wait.
+    State.PREFETCHING: frozenset({State.ABSENT, State.DEMANDED, State.ARRIVED}),
+    State.DEMANDED: frozenset({State.ABSENT, State.ARRIVED}),
+    # Bytes that fail their digest, or cannot be written, are as if they had never come.
+    State.ARRIVED: frozenset({State.ABSENT, State.DEMANDED, State.RESIDENT}),
+    State.RESIDENT: frozenset(),
+}
+
+
+class Chunks(Protocol):
+    """What is asked of a blob's chunk map (`rafs_v6.blob.ChunkMap`)."""
+
+    @property
+    def count(self) -> int: ...
+    def offset(self, index: int) -> int: ...
+    def padded_end(self, index: int) -> int: ...
+    def overlapping(self, start: int, end: int) -> range: ...
+
+
+class Run(NamedTuple):
+    """Chunks [first, end), adjacent in the cache file and at the source."""
+
+    first: int
+    end: int
+
+
+class Fetch(NamedTuple):
+    """One ranged request to make, for chunks [first, end); `number` tells it from all others."""
+
+    number: int
+    first: int
+    end: int
+
+
+class Verdict(NamedTuple):
+    """What a want leads to: complete it now, refuse it now, or wait for `fetches` and others."""
+
+    complete: bool
+    refuse: bool
+    fetches: tuple[Fetch, ...]
+
+
+COMPLETE = Verdict(True, False, ())
+REFUSE = Verdict(False, True, ())
+
+
+@dataclass(slots=True)
+class Want:
+    """A reader that waits: its ticket and how many of its chunks are not resident yet."""
+
+    ticket: int
+    missing: int
+
+
+class Blob:
+    """The chunks of one data blob and the readers waiting for them. Times are in seconds on any
+    one clock that does not jump."""
+
+    def __init__(self, chunks: Chunks, planner: Planner, deadline_s: float, refusal_s: float):
+        """`deadline_s`: how long a chunk may be waited for; `refusal_s`: how long wants for it
+        fail at once after that. The kernel asks two to four times before it gives a reader EIO
+        (tried on 6.1 and 6.12), so a deadline per want would multiply."""
+        self.chunks = chunks
+        self._planner = planner
+        self._deadline_s = deadline_s
+        self._refusal_s = refusal_s
+        self._states = bytearray(chunks.count)
+        self._owners: dict[int, int] = {}
+        self._fetches = 0
+        self._wants: dict[int, list[Want]] = {}
+        self._deadlines: dict[int, float] = {}
+        self._refused_until: dict[int, float] = {}
+
+    def learn(self, extents: Extents) -> None:
+        """Take over what the cache file holds. A chunk is resident only if all its padded pages
+        are data: a chunk torn by a power cut shows as partly hole."""
+        for index in range(self.chunks.count):
+            if self._states[index] == State.ABSENT and extents.covers(
+                self.chunks.offset(index), self.chunks.padded_end(index)
+            ):
+                self._move(index, State.RESIDENT)
+
+    def state(self, index: int) -> State:
+        return State(self._states[index])
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the cache file that belong to resident chunks."""
+        return sum(
+            self.chunks.padded_end(index) - self.chunks.offset(index)
+            for index, state in enumerate(self._states)
+            if state == State.RESIDENT
+        )
+
+    @property
+    def complete(self) -> bool:
+        return self._states.count(State.RESIDENT) == len(self._states)
+
+    @property
+    def waiting(self) -> int:
+        """How many readers wait."""
+        return len({id(want) for wants in self._wants.values() for want in wants})
+
+    def want(self, ticket: int, start: int, end: int, now_s: float) -> Verdict:
+        """A reader asks for bytes [start, end). Bytes that belong to no chunk cannot be fetched:
+        such a want is refused."""
+        covering = self.chunks.overlapping(start, end)
+        if not covering or not self._covered(covering, start, end):
+            return REFUSE
+        missing = [index for index in covering if self._states[index] != State.RESIDENT]
+        if not missing:
+            return COMPLETE
+        if any(self._refused_until.get(index, now_s) > now_s for index in missing):
+            return REFUSE
+        want = Want(ticket, len(missing))
+        fetches = []
+        for index in missing:
+            self._wants.setdefault(index, []).append(want)
+            self._deadlines.setdefault(index, now_s + self._deadline_s)
+            self._refused_until.pop(index, None)
+            if self._fetchable(index):
+                fetches.append(self._demand(self._planner.miss(index)))
+        if not fetches and (stream := self._planner.ahead(missing[-1])) is not None:
+            ahead = self._demand(stream)
+            if ahead.end > ahead.first:
+                fetches.append(ahead)
+        return Verdict(False, False, tuple(fetches))
+
+    def prefetch(self, limit_bytes: int) -> Fetch | None:
+        """The next absent chunks, at most `limit_bytes` (but at least one chunk), now marked as
+        being prefetched; None when there are none."""
+        first = self._states.find(State.ABSENT)
+        if first < 0:
+            return None
+        return self._fetch(first, limit_bytes, State.PREFETCHING)
+
+    def arrived(self, fetch: Fetch, index: int) -> bool:
+        """A chunk's bytes are all here. False: somebody else was faster, do not use them."""
+        if self._states[index] not in (State.PREFETCHING, State.DEMANDED):
+            return False
+        self._move(index, State.ARRIVED)
+        self._owners[index] = fetch.number
+        return True
+
+    def landed(self, run: Run) -> list[int]:
+        """Chunks are in the cache file: the tickets that are complete now."""
+        tickets = []
+        for index in range(run.first, run.end):
+            self._move(index, State.RESIDENT)
+            self._owners.pop(index, None)
+            self._deadlines.pop(index, None)
+            for want in self._wants.pop(index, ()):
+                want.missing -= 1
+                if want.missing == 0:
+                    tickets.append(want.ticket)
+        return tickets
+
+    def again(self, index: int) -> Fetch:
+        """A chunk arrived but was not what it should be: it is demanded once more."""
+        return self._own(Run(index, index + 1), State.DEMANDED)
+
+    def lost(self, fetch: Fetch, now_s: float) -> list[int]:
+        """A fetch has ended: those of its chunks that did not land are absent again, unless
+        another fetch has taken them over. The tickets that fail now."""
+        failed = [
+            index
+            for index in range(fetch.first, fetch.end)
+            if self._owners.get(index) == fetch.number
+        ]
+        return self.give_up(failed, now_s)
+
+    def give_up(self, indexes: Iterable[int], now_s: float) -> list[int]:
+        """Chunks will not come: they are absent. The tickets that fail now."""
+        for index in (given_up := list(indexes)):
+            self._move(index, State.ABSENT)
+            del self._owners[index]
+        return self._refuse(given_up, now_s)
+
+    def expire(self, now_s: float) -> list[int]:
+        """The tickets whose chunk has been waited for too long."""
+        return self._refuse([i for i, at_s in self._deadlines.items() if at_s <= now_s], now_s)
+
+    def next_deadline_s(self) -> float | None:
+        """When `expire` has something to do, or None."""
+        # One deadline_s for all: the order of insertion is the order of expiry.
+        return next(iter(self._deadlines.values()), None)
+
+    def _refuse(self, indexes: Iterable[int], now_s: float) -> list[int]:
+        tickets: dict[int, None] = {}
+        for index in indexes:
+            if self._deadlines.pop(index, None) is not None:
+                self._refused_until[index] = now_s + self._refusal_s
+            tickets.update(dict.fromkeys(want.ticket for want in self._wants.pop(index, ())))
+        for index in [i for i, wants in self._wants.items() if wants]:
+            kept = [want for want in self._wants[index] if want.ticket not in tickets]
+            if kept:
+                self._wants[index] = kept
+            else:
+                del self._wants[index]
+                self._deadlines.pop(index, None)
+        return list(tickets)
+
+    def _covered(self, covering: range, start: int, end: int) -> bool:
+        """Whether the chunks leave none of the bytes out."""
+        at = start
+        for index in covering:
+            if self.chunks.offset(index) > at:
+                return False
+            at = self.chunks.padded_end(index)
+        return at >= end
+
+    def _fetchable(self, index: int) -> bool:
+        return self._states[index] in (State.ABSENT, State.PREFETCHING)
+
+    def _demand(self, stream: Stream) -> Fetch:
+        """The window from its first chunk on, now demanded. Only the wanted chunk overtakes a
+        prefetch: what follows it is left to whoever is bringing it."""
+        first = stream.first
+        if first < self.chunks.count and self._states[first] == State.PREFETCHING:
+            fetch = self._own(Run(first, first + 1), State.DEMANDED)
+        else:
+            fetch = self._fetch(first, stream.window_bytes, State.DEMANDED)
+        self._planner.fetched(stream, fetch.end)
+        return fetch
+
+    def _fetch(self, first: int, limit_bytes: int, state: State) -> Fetch:
+        """Absent chunks from `first` on until `limit_bytes` are reached, the blob ends, or a
+        chunk is not absent."""
+        end = first
+        total_bytes = 0
+        while end < self.chunks.count and total_bytes < limit_bytes:
+            if self._states[end] != State.ABSENT or not self._adjacent(first, end):
+                break
+            total_bytes += self.chunks.padded_end(end) - self.chunks.offset(end)
+            end += 1
+        return self._own(Run(first, end), state)
+
+    def _own(self, run: Run, state: State) -> Fetch:
+        self._fetches += 1
+        for index in range(run.first, run.end):
+            self._move(index, state)
+            self._owners[index] = self._fetches
+        return Fetch(self._fetches, run.first, run.end)
+
+    def _adjacent(self, first: int, index: int) -> bool:
+        """Maps built from a bootstrap's chunk table can have gaps: a run ends there."""
+        return index == first or self.chunks.offset(index) == self.chunks.padded_end(index - 1)
+
+    def _move(self, index: int, state: State) -> None:
+        if state not in TRANSITIONS[State(self._states[index])]:
+            was = State(self._states[index]).name
+            raise AssertionError(f"chunk {index} cannot become {state.name}: it is {was}")
+        self._states[index] = state

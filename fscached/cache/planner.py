@@ -1,0 +1,66 @@
+"""How far to read ahead: windows start at the wanted chunk and grow while access is sequential.
+
+A window is counted in uncompressed bytes. It is the unit of one ranged request, so its smallest
+size bounds the requests of a random reader and its largest the memory of a sequential one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+STREAM_LIMIT = 32
+"""Sequential readers remembered per blob; the one not heard of for longest is forgotten."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One sequential reader: the window fetched for it last, as chunks [first, end)."""
+
+    first: int
+    end: int
+    window_bytes: int
+    proven: bool
+
+
+class Planner:
+    """Window sizes of one blob's readers.
+
+    A reader that asks for the very chunk where a window ended is sequential: its next window is
+    twice as long, and from then on the next one is asked for when the reader has come to the
+    middle of the last, so that it never waits for a round trip.
+    """
+
+    def __init__(self, window_bytes: int, window_limit_bytes: int) -> None:
+        self._window_bytes = window_bytes
+        self._limit_bytes = max(window_bytes, window_limit_bytes)
+        self._streams: OrderedDict[int, Stream] = OrderedDict()
+
+    def miss(self, chunk: int) -> Stream:
+        """The window to fetch for a reader that misses `chunk`; its end is set by `fetched`."""
+        before = self._streams.pop(chunk, None)
+        if before is None:
+            return Stream(chunk, chunk, self._window_bytes, proven=False)
+        return Stream(chunk, chunk, self._longer(before), proven=True)
+
+    def ahead(self, chunk: int) -> Stream | None:
+        """The window to fetch next for a reader that joins a fetch in flight at `chunk`, if it
+        has come far enough for that."""
+        for end, stream in reversed(self._streams.items()):
+            if stream.first <= chunk < end:
+                if not stream.proven or chunk * 2 < stream.first + end:
+                    return None
+                del self._streams[end]
+                return Stream(end, end, self._longer(stream), proven=True)
+        return None
+
+    def fetched(self, stream: Stream, end: int) -> None:
+        """Remember that the window reaches to chunk `end`."""
+        stream.end = end
+        self._streams[end] = stream
+        self._streams.move_to_end(end)
+        if len(self._streams) > STREAM_LIMIT:
+            self._streams.popitem(last=False)
+
+    def _longer(self, stream: Stream) -> int:
+        return min(stream.window_bytes * 2, self._limit_bytes)

@@ -1,0 +1,280 @@
+"""One open data blob: READs come in, flights go out, readers are woken."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fscached.cache.blob import Blob, Fetch
+from fscached.cache.extents import Extents
+from fscached.cache.planner import Planner
+from fscached.fill.flight import Crew, Flight
+from fscached.fill.tally import Tally
+from fscached.fill.writer import Landing, Writer
+from fscached.source import Priority, Source, SourceError
+from fscached.transport import NotReady, ObjectId, Ticket, Transport, Wanted
+from rafs_v6 import ImageError
+from rafs_v6.blob import ChunkMap
+
+log = logging.getLogger(__name__)
+
+CHUNK_TRIES = 2
+"""How often a chunk whose bytes are wrong is fetched before its readers get EIO."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How one blob is fetched; the units are in the names, the meaning in `fscached.config`."""
+
+    window_bytes: int
+    window_limit_bytes: int
+    deadline_s: float
+    refusal_s: float
+    verify: bool
+
+
+class Origin(NamedTuple):
+    """Where one blob's bytes come from and what they must be."""
+
+    blob_id: str
+    size_bytes: int
+    source: Source
+    chunks: Callable[[], Awaitable[ChunkMap]]
+
+
+class Stage(enum.Enum):
+    """What is known of an open blob. NEW: nothing, and every want waits. LEARNING: its chunk map
+    and its residency are on their way. READY: wants are answered from them. CLOSED: by the kernel.
+    """
+
+    NEW = "new"
+    LEARNING = "learning"
+    READY = "ready"
+    CLOSED = "closed"
+
+
+class OpenBlob:
+    """The event loop's half of one open data blob. Every ticket is answered exactly once."""
+
+    def __init__(
+        self,
+        object: ObjectId,
+        origin: Origin,
+        transport: Transport,
+        limits: Limits,
+        crew: Crew,
+        tally: Tally,
+    ) -> None:
+        self.object = object
+        self.origin = origin
+        self.stage = Stage.NEW
+        self.blob: Blob | None = None
+        self._transport = transport
+        self._limits = limits
+        self._crew = crew
+        self._tally = tally
+        self._chunks: ChunkMap | None = None
+        self._writer: Writer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._early: dict[Ticket, Wanted] = {}
+        self._refused_until = 0.0
+        self._tickets: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tries: dict[int, int] = {}
+
+    def wanted(self, want: Wanted) -> None:
+        """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
+        self._tickets.add(want.ticket)
+        if self.stage is Stage.READY:
+            self._want(want)
+        elif self._loop.time() < self._refused_until:
+            self._fail([want.ticket])
+        else:
+            self._early[want.ticket] = want
+            self.learn()
+
+    def learn(self) -> None:
+        """Begin to find out what the blob's chunks are and which are resident."""
+        if self.stage is Stage.NEW:
+            self.stage = Stage.LEARNING
+            self._spawn(self._learn())
+
+    async def prefetch(self, limit_bytes: int, deadline_s: float) -> bool:
+        """Bring the next absent chunks; False when there are none.
+
+        Raises SourceError and OSError as a flight does.
+        """
+        if self.blob is None or self.stage is not Stage.READY:
+            return False
+        fetch = self.blob.prefetch(limit_bytes)
+        if fetch is None:
+            return False
+        self._tally.prefetches += 1
+        await self._fly(fetch, Priority.PREFETCH, deadline_s)
+        return True
+
+    def closed(self) -> None:
+        """The kernel closed the object: end everything; nobody waits any more."""
+        self.stage = Stage.CLOSED
+        self._tickets.clear()
+        self._early.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+
+    @property
+    def waiting(self) -> int:
+        """How many readers wait."""
+        return len(self._tickets)
+
+    async def _learn(self) -> None:
+        try:
+            async with asyncio.timeout(self._limits.deadline_s):
+                chunks = await self.origin.chunks()
+                extents = await self._loop.run_in_executor(
+                    self._crew.executor,
+                    self._transport.resident,
+                    self.object,
+                    self.origin.size_bytes,
+                )
+        except (SourceError, ImageError, NotReady, OSError) as error:
+            self._unlearned(error)
+            return
+        planner = Planner(self._limits.window_bytes, self._limits.window_limit_bytes)
+        self._chunks = chunks
+        self.blob = Blob(chunks, planner, self._limits.deadline_s, self._limits.refusal_s)
+        self.blob.learn(Extents(extents))
+        self._writer = Writer(chunks, self._write, self._limits.verify)
+        self.stage = Stage.READY
+        early, self._early = self._early, {}
+        for want in early.values():
+            self._want(want)
+
+    def _unlearned(self, error: Exception) -> None:
+        """Nobody knows the chunks yet: those who wait fail, and who asks later tries anew."""
+        self.stage = Stage.NEW
+        if not self._early:
+            return
+        log.error("blob %s: %s", self.origin.blob_id[:12], error or "no answer in time")
+        self._refused_until = self._loop.time() + self._limits.refusal_s
+        early, self._early = self._early, {}
+        self._fail(list(early))
+
+    def _write(self, offset: int, memory: memoryview) -> None:
+        self._transport.write(self.object, offset, memory)
+
+    def _want(self, want: Wanted) -> None:
+        assert self.blob is not None
+        verdict = self.blob.want(want.ticket, want.start, want.end, self._loop.time())
+        if verdict.complete:
+            self._complete([want.ticket])
+        elif verdict.refuse:
+            self._fail([want.ticket])
+        else:
+            for fetch in verdict.fetches:
+                self._spawn(self._demand(fetch))
+            self._arm()
+
+    async def _demand(self, fetch: Fetch) -> None:
+        self._tally.fetches += 1
+        try:
+            await self._fly(fetch, Priority.DEMAND, self._limits.deadline_s)
+        except (SourceError, OSError, NotReady) as error:
+            log.error("blob %s: readers get EIO: %s", self.origin.blob_id[:12], error)
+
+    async def _fly(self, fetch: Fetch, priority: Priority, deadline_s: float) -> None:
+        assert self.blob is not None and self._chunks is not None and self._writer is not None
+        blob = self.blob
+        flight = Flight(
+            self.origin.blob_id,
+            self._chunks,
+            fetch,
+            self._crew,
+            self._writer,
+            blob.arrived,
+            self._landing,
+        )
+        try:
+            await flight.fly(self.origin.source, priority, deadline_s)
+        finally:
+            self._fail(blob.lost(fetch, self._loop.time()))
+            self._arm()
+
+    def _landing(self, landing: Landing) -> None:
+        assert self.blob is not None
+        for run in landing.landed:
+            self._tally.landed_bytes += self.blob.chunks.padded_end(
+                run.end - 1
+            ) - self.blob.chunks.offset(run.first)
+            self._complete(self.blob.landed(run))
+        for index, reason in landing.bad:
+            self._bad(index, reason)
+
+    def _bad(self, index: int, reason: str) -> None:
+        """Bytes that are not what they should be are fetched again, never written."""
+        assert self.blob is not None
+        self._tally.bad_chunks += 1
+        tries = self._tries[index] = self._tries.get(index, 1) + 1
+        log.error(
+            "blob %s: chunk %d from %s: %s",
+            self.origin.blob_id[:12],
+            index,
+            self.origin.source.name,
+            reason,
+        )
+        if tries <= CHUNK_TRIES:
+            self._spawn(self._demand(self.blob.again(index)))
+        else:
+            self._tries.pop(index)
+            self._fail(self.blob.give_up([index], self._loop.time()))
+
+    def _complete(self, tickets: list[int]) -> None:
+        for ticket in tickets:
+            if ticket in self._tickets:
+                self._tickets.discard(ticket)
+                self._tally.reads_completed += 1
+                self._transport.done(self.object, Ticket(ticket))
+
+    def _fail(self, tickets: list[int] | list[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket in self._tickets:
+                self._tickets.discard(ticket)
+                self._tally.reads_failed += 1
+                self._transport.failed(self.object, Ticket(ticket), errno.EIO)
+
+    def _arm(self) -> None:
+        """Have the next deadline fire in the event loop, where no stuck writer can hold it up."""
+        if self.blob is None or self.stage is Stage.CLOSED:
+            return
+        deadline_s = self.blob.next_deadline_s()
+        if self._timer is not None and (deadline_s is None or self._timer.when() > deadline_s):
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None and deadline_s is not None:
+            self._timer = self._loop.call_at(deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self.blob is not None:
+            tickets = self.blob.expire(self._loop.time())
+            if tickets:
+                log.error("blob %s: no bytes in time, EIO", self.origin.blob_id[:12])
+            self._fail(tickets)
+            self._arm()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("blob %s: a bug of ours", self.origin.blob_id[:12], exc_info=error)

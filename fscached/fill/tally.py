@@ -1,0 +1,21 @@
+"""What has been counted: plain integers, read by `status` and the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts since the daemon started, of one object or of all."""
+
+    opens: int = 0
+    closes: int = 0
+    reads: int = 0
+    reads_completed: int = 0
+    reads_failed: int = 0
+    fetches: int = 0
+    prefetches: int = 0
+    landed_bytes: int = 0
+    bad_chunks: int = 0
+    unknown_reads: int = 0
