@@ -6,7 +6,7 @@ import asyncio
 import enum
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +22,8 @@ from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
 
 log = logging.getLogger(__name__)
+
+READY_PAUSE_S = 0.002
 
 CHUNK_TRIES = 2
 """How often a chunk whose bytes are wrong is fetched before its readers get EIO."""
@@ -48,12 +50,10 @@ class Origin(NamedTuple):
 
 
 class Stage(enum.Enum):
-    """What is known of an open blob. NEW: nothing, and every want waits. LEARNING: its chunk map
-    and its residency are on their way. READY: wants are answered from them. CLOSED: by the kernel.
-    """
+    """What is known of an open blob. NEW: nothing, and every want waits until chunk map and
+    residency have come. READY: wants are answered from them. CLOSED: by the kernel."""
 
     NEW = "new"
-    LEARNING = "learning"
     READY = "ready"
     CLOSED = "closed"
 
@@ -82,6 +82,7 @@ class OpenBlob:
         self._writer: Writer | None = None
         self._loop = asyncio.get_running_loop()
         self._early: dict[Ticket, Wanted] = {}
+        self._learning: asyncio.Task[None] | None = None
         self._refused_until = 0.0
         self._tickets: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,11 +100,12 @@ class OpenBlob:
             self._early[want.ticket] = want
             self.learn()
 
-    def learn(self) -> None:
-        """Begin to find out what the blob's chunks are and which are resident."""
-        if self.stage is Stage.NEW:
-            self.stage = Stage.LEARNING
-            self._spawn(self._learn())
+    def learn(self) -> asyncio.Task[None]:
+        """Find out what the blob's chunks are and which are resident. When the task is done the
+        stage is READY, or NEW again: the source failed, or the kernel does not answer yet."""
+        if self._learning is None or self._learning.done():
+            self._learning = self._spawn(self._learn())
+        return self._learning
 
     async def prefetch(self, limit_bytes: int, deadline_s: float) -> bool:
         """Bring the next absent chunks; False when there are none.
@@ -138,28 +140,39 @@ class OpenBlob:
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 chunks = await self.origin.chunks()
-                extents = await self._loop.run_in_executor(
-                    self._crew.executor,
-                    self._transport.resident,
-                    self.object,
-                    self.origin.size_bytes,
-                )
+                extents = await self._residency()
         except (SourceError, ImageError, NotReady, OSError) as error:
             self._unlearned(error)
             return
         planner = Planner(self._limits.window_bytes, self._limits.window_limit_bytes)
         self._chunks = chunks
         self.blob = Blob(chunks, planner, self._limits.deadline_s, self._limits.refusal_s)
-        self.blob.learn(Extents(extents))
+        self.blob.learn(extents)
         self._writer = Writer(chunks, self._write, self._limits.verify)
         self.stage = Stage.READY
         early, self._early = self._early, {}
         for want in early.values():
             self._want(want)
 
+    async def _residency(self) -> Extents:
+        """Raises NotReady while the kernel does not answer; once somebody reads, it soon does."""
+        while True:
+            try:
+                return Extents(
+                    await self._loop.run_in_executor(
+                        self._crew.executor,
+                        self._transport.resident,
+                        self.object,
+                        self.origin.size_bytes,
+                    )
+                )
+            except NotReady:
+                if not self._early:
+                    raise
+                await asyncio.sleep(READY_PAUSE_S)
+
     def _unlearned(self, error: Exception) -> None:
         """Nobody knows the chunks yet: those who wait fail, and who asks later tries anew."""
-        self.stage = Stage.NEW
         if not self._early:
             return
         log.error("blob %s: %s", self.origin.blob_id[:12], error or "no answer in time")
@@ -269,10 +282,11 @@ class OpenBlob:
             self._fail(tickets)
             self._arm()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

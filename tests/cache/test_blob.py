@@ -1,0 +1,256 @@
+"""Chunk states and waiting readers, in every order the loop could meet them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fscached.cache.blob import Blob, Fetch, Run, State
+from fscached.cache.extents import Extents
+from fscached.cache.planner import Planner
+
+PAGE = 4096
+
+
+class Layout:
+    """A chunk map of chunks with the given lengths in pages."""
+
+    def __init__(self, pages: list[int]) -> None:
+        self._ends = []
+        at = 0
+        for length in pages:
+            at += length * PAGE
+            self._ends.append(at)
+
+    @property
+    def count(self) -> int:
+        return len(self._ends)
+
+    def offset(self, index: int) -> int:
+        return self._ends[index - 1] if index else 0
+
+    def padded_end(self, index: int) -> int:
+        return self._ends[index]
+
+    def overlapping(self, start: int, end: int) -> range:
+        hits = [i for i in range(self.count) if self.offset(i) < end and self.padded_end(i) > start]
+        return range(hits[0], hits[-1] + 1) if hits else range(0)
+
+
+def blob(pages: list[int], window_pages: int = 4, limit_pages: int = 32) -> Blob:
+    planner = Planner(window_pages * PAGE, limit_pages * PAGE)
+    return Blob(Layout(pages), planner, deadline_s=30.0, refusal_s=1.0)
+
+
+def fly(target: Blob, fetch: Fetch) -> list[int]:
+    """Land all of a fetch at once."""
+    tickets = []
+    for index in range(fetch.first, fetch.end):
+        if target.arrived(fetch, index):
+            tickets += target.landed(Run(index, index + 1))
+    return tickets + target.lost(fetch, 0.0)
+
+
+def test_a_reader_wakes_when_its_own_chunk_has_landed():
+    """The rest of the window may still be on its way."""
+    target = blob([1] * 8)
+    verdict = target.want(7, 0, PAGE, 0.0)
+    assert verdict.fetches == (Fetch(1, 0, 4),)
+    assert target.arrived(verdict.fetches[0], 0)
+    assert target.landed(Run(0, 1)) == [7]
+    assert target.state(1) == State.DEMANDED
+
+
+def test_a_want_across_chunks_waits_for_all_of_them():
+    """A READ that covers two chunks is complete with the second."""
+    target = blob([1] * 8)
+    (fetch,) = target.want(7, 0, 2 * PAGE, 0.0).fetches
+    target.arrived(fetch, 1)
+    assert target.landed(Run(1, 2)) == []
+    target.arrived(fetch, 0)
+    assert target.landed(Run(0, 1)) == [7]
+
+
+def test_wants_join_fetches_in_flight():
+    """Sixty-four readers of one cold chunk lead to one fetch."""
+    target = blob([1] * 8)
+    fetches = [fetch for ticket in range(64) for fetch in target.want(ticket, 0, PAGE, 0.0).fetches]
+    assert len(fetches) == 1
+    assert sorted(fly(target, fetches[0])) == list(range(64))
+
+
+def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
+    """A chunk that is being prefetched is demanded anew; whichever comes second is not used."""
+    target = blob([1] * 8)
+    slow = target.prefetch(8 * PAGE)
+    assert slow is not None and (slow.first, slow.end) == (0, 8)
+    (quick,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
+    assert (quick.first, quick.end) == (3, 4)
+    assert target.arrived(quick, 3)
+    assert not target.arrived(slow, 3)
+    assert target.landed(Run(3, 4)) == [1]
+    assert target.lost(slow, 0.0) == []
+    assert target.state(0) == State.ABSENT and target.state(3) == State.RESIDENT
+
+
+def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
+    """Only the fetch that owns a chunk can lose it."""
+    target = blob([1] * 4)
+    slow = target.prefetch(4 * PAGE)
+    (quick,) = target.want(1, 0, PAGE, 0.0).fetches
+    assert target.lost(slow, 0.0) == []
+    assert fly(target, quick) == [1]
+
+
+def test_a_lost_chunk_refuses_for_a_while_and_then_is_fetched_anew():
+    """The kernel asks again two to four times before it gives up: those fail at once."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    assert target.lost(fetch, 5.0) == [1]
+    assert target.want(2, 0, PAGE, 5.5).refuse
+    assert target.want(3, 0, PAGE, 6.5).fetches
+    # The window's other chunks had no reader: asking for one of them is not refused.
+    assert not target.want(4, PAGE, 2 * PAGE, 5.5).refuse
+
+
+def test_the_deadline_belongs_to_the_chunk():
+    """A second reader who comes late fails with the first; later ones fail at once."""
+    target = blob([1] * 4)
+    target.want(1, 0, PAGE, 0.0)
+    target.want(2, 0, PAGE, 29.0)
+    assert target.next_deadline_s() == 30.0
+    assert target.expire(29.9) == []
+    assert sorted(target.expire(30.0)) == [1, 2]
+    assert target.want(3, 0, PAGE, 30.5).refuse
+    assert target.next_deadline_s() is None
+
+
+def test_bytes_that_come_after_the_deadline_are_kept():
+    """The reader has failed, its chunk lands all the same."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.expire(30.0)
+    assert fly(target, fetch) == []
+    assert target.want(2, 0, PAGE, 30.1).complete
+
+
+def test_a_bad_chunk_is_fetched_again_while_its_reader_waits():
+    """Its readers are woken by the second try."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.arrived(fetch, 0)
+    second = target.again(0)
+    assert target.lost(fetch, 0.0) == []
+    assert fly(target, second) == [1]
+
+
+def test_a_torn_chunk_is_not_resident():
+    """All padded pages must be data: one page short is absent."""
+    target = blob([2, 2, 2])
+    target.learn(Extents([(0, 3 * PAGE), (4 * PAGE, 6 * PAGE)]))
+    assert [target.state(i) for i in range(3)] == [State.RESIDENT, State.ABSENT, State.RESIDENT]
+
+
+def test_bytes_of_no_chunk_are_refused():
+    """A READ beyond the last chunk can never be filled."""
+    assert blob([1, 1]).want(1, 2 * PAGE, 3 * PAGE, 0.0).refuse
+    assert blob([1, 1]).want(1, PAGE, 3 * PAGE, 0.0).refuse
+
+
+def test_impossible_moves_raise():
+    """A chunk that never arrived cannot land unseen by the table."""
+    target = blob([1])
+    target.want(1, 0, PAGE, 0.0)
+    with pytest.raises(AssertionError, match="cannot become RESIDENT"):
+        target.landed(Run(0, 1))
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Any order of wants, arrivals, losses and deadlines: every ticket is answered exactly once,
+    and no chunk is owned by two demand fetches."""
+
+    @initialize(pages=st.lists(st.integers(1, 3), min_size=1, max_size=12))
+    def begin(self, pages):
+        self.layout = Layout(pages)
+        self.target = Blob(self.layout, Planner(4 * PAGE, 8 * PAGE), 30.0, 1.0)
+        self.now = 0.0
+        self.next_ticket = 0
+        self.open: set[int] = set()
+        self.answers: Counter[int] = Counter()
+        self.flights: list[Fetch] = []
+        self.arrived: list[tuple[Fetch, int]] = []
+
+    def _answer(self, tickets):
+        self.answers.update(tickets)
+        self.open.difference_update(tickets)
+
+    @rule(data=st.data())
+    def want(self, data):
+        size = self.layout.padded_end(self.layout.count - 1) // PAGE
+        start = data.draw(st.integers(0, size - 1))
+        end = data.draw(st.integers(start + 1, min(size, start + 4)))
+        ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
+        verdict = self.target.want(ticket, start * PAGE, end * PAGE, self.now)
+        if verdict.complete or verdict.refuse:
+            self.answers[ticket] += 1
+            assert not verdict.fetches
+        else:
+            self.open.add(ticket)
+        self.flights += verdict.fetches
+
+    @rule(pages=st.integers(1, 8))
+    def prefetch(self, pages):
+        fetch = self.target.prefetch(pages * PAGE)
+        if fetch is not None:
+            self.flights.append(fetch)
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data())
+    def arrive(self, data):
+        fetch = data.draw(st.sampled_from(self.flights))
+        index = data.draw(st.integers(fetch.first, fetch.end - 1))
+        if self.target.arrived(fetch, index):
+            self.arrived.append((fetch, index))
+
+    @precondition(lambda self: self.arrived)
+    @rule(data=st.data(), good=st.booleans())
+    def land(self, data, good):
+        pair = data.draw(st.sampled_from(self.arrived))
+        self.arrived.remove(pair)
+        index = pair[1]
+        if good:
+            self._answer(self.target.landed(Run(index, index + 1)))
+        else:
+            self.flights.append(self.target.again(index))
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data())
+    def lose(self, data):
+        fetch = data.draw(st.sampled_from(self.flights))
+        self.flights.remove(fetch)
+        self.arrived = [pair for pair in self.arrived if pair[0] != fetch]
+        self._answer(self.target.lost(fetch, self.now))
+
+    @rule(seconds=st.floats(0, 40))
+    def pass_time(self, seconds):
+        self.now += seconds
+        self._answer(self.target.expire(self.now))
+
+    @invariant()
+    def answered_once(self):
+        assert all(count == 1 for count in self.answers.values())
+        assert self.target.waiting == len(self.open)
+
+    def teardown(self):
+        if hasattr(self, "target"):
+            self._answer(self.target.expire(self.now + 31))
+            assert not self.open
+            assert sorted(self.answers) == list(range(self.next_ticket))
+
+
+Interleavings.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestInterleavings = Interleavings.TestCase

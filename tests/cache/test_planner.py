@@ -1,0 +1,55 @@
+"""Windows grow while access is sequential, and only then."""
+
+from __future__ import annotations
+
+from fscached.cache.planner import STREAM_LIMIT, Planner
+
+MIB = 1024 * 1024
+
+
+def test_random_misses_keep_the_smallest_window():
+    """A reader that jumps about never gets more than the first window."""
+    planner = Planner(MIB, 8 * MIB)
+    for chunk in (90, 10, 50, 30):
+        stream = planner.miss(chunk)
+        assert stream.window_bytes == MIB
+        planner.fetched(stream, chunk + 1)
+
+
+def test_sequential_misses_double_up_to_the_limit():
+    """A reader that asks where its window ended gets 1, 2, 4, 8, 8 MiB."""
+    planner = Planner(MIB, 8 * MIB)
+    sizes, chunk = [], 0
+    for _ in range(5):
+        stream = planner.miss(chunk)
+        sizes.append(stream.window_bytes // MIB)
+        chunk += stream.window_bytes // MIB
+        planner.fetched(stream, chunk)
+    assert sizes == [1, 2, 4, 8, 8]
+
+
+def test_a_proven_reader_gets_the_next_window_from_the_middle_on():
+    """In the first half of a window nothing is asked for ahead, in the second half it is, once."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 1)
+    planner.fetched(planner.miss(1), 5)
+    assert planner.ahead(2) is None
+    stream = planner.ahead(3)
+    assert stream is not None and (stream.first, stream.window_bytes) == (5, 4 * MIB)
+    assert planner.ahead(3) is None
+
+
+def test_an_unproven_reader_gets_nothing_ahead():
+    """One window alone says nothing about what is read next."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 8)
+    assert planner.ahead(7) is None
+
+
+def test_streams_are_bounded():
+    """The reader not heard of for longest is forgotten."""
+    planner = Planner(MIB, 8 * MIB)
+    for chunk in range(0, 10 * (STREAM_LIMIT + 1), 10):
+        planner.fetched(planner.miss(chunk), chunk + 1)
+    assert planner.miss(1).window_bytes == MIB
+    assert planner.miss(11).window_bytes == 2 * MIB
