@@ -13,14 +13,13 @@ fit or says something no such structure can say; whether it makes sense *in its 
 from __future__ import annotations
 
 import enum
-import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from rafs_v6 import ImageError
 
-Memory: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
+Memory: TypeAlias = bytes | bytearray | memoryview
 
 BLOCK_BITS = 12
 BLOCK_BYTES = 1 << BLOCK_BITS
@@ -565,6 +564,10 @@ class TocEntry(NamedTuple):
         return _TOC_ENTRY.pack(self.flags, self.name.encode("ascii"), *self[2:])
 
 
+_GNU_MAGIC = b"ustar  \0"
+_REGULAR = b"0"
+
+
 class TailHeader(NamedTuple):
     """512-byte header of a "tail tar", where each header *follows* its data and nothing is padded.
 
@@ -578,11 +581,20 @@ class TailHeader(NamedTuple):
     def unpack(cls, memory: Memory, offset: int = 0) -> Self:
         raw = bytes(memory[offset : offset + TAIL_HEADER_BYTES])
         name, size = raw[:100].rstrip(b"\0"), raw[124:135]
-        if name.isascii() and b"\0" not in name and _octal(size):
-            header = cls(name.decode("ascii"), int(size, 8))
-            if header.pack() == raw:
-                return header
-        raise ImageError(f"tail-tar header at offset {offset}: not the bytes such a header has")
+        blank = raw[:148] + b" " * 8 + raw[156:]
+        if (
+            len(raw) != TAIL_HEADER_BYTES
+            or raw[257:265] != _GNU_MAGIC
+            or raw[156:157] != _REGULAR
+            or raw[148:155] != b"%07o" % sum(blank)
+            or size.strip(b"01234567")
+            or b"\0" in name
+            or not name.isascii()
+        ):
+            raise ImageError(
+                f"tail-tar header at offset {offset}: not a GNU tar header of a regular file"
+            )
+        return cls(name.decode("ascii"), int(size, 8))
 
     def pack(self) -> bytes:
         raw = bytearray(TAIL_HEADER_BYTES)
@@ -593,14 +605,10 @@ class TailHeader(NamedTuple):
         raw[124:135] = b"%011o" % self.size
         raw[136:147] = b"0" * 11
         raw[148:156] = b" " * 8
-        raw[156:157] = b"0"
-        raw[257:265] = b"ustar  \0"
+        raw[156:157] = _REGULAR
+        raw[257:265] = _GNU_MAGIC
         raw[148:156] = b"%07o\0" % sum(raw)
         return bytes(raw)
-
-
-def _octal(digits: bytes) -> bool:
-    return len(digits) == 11 and not digits.strip(b"01234567")
 
 
 class MetaHeader(NamedTuple):
