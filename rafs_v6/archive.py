@@ -12,21 +12,17 @@ import functools
 import gzip
 import re
 import stat
-import sys
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Self, cast
 
+import zstandard
+
 from rafs_v6 import ImageError
 from rafs_v6.merge import hides
 from rafs_v6.tree import MAX_TARGET_BYTES, Node
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 MAX_LAYER_BYTES = 1 << 38
 MAX_ENTRIES = 1 << 22
@@ -50,7 +46,14 @@ _TYPES = {
     tarfile.BLKTYPE: stat.S_IFBLK,
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
-_BROKEN = (tarfile.TarError, EOFError, zlib.error, zstd.ZstdError, gzip.BadGzipFile, RecursionError)
+_BROKEN = (
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    zstandard.ZstdError,
+    gzip.BadGzipFile,
+    RecursionError,
+)
 
 
 class _Reader:
@@ -87,7 +90,10 @@ class Archive:
         if magic[:2] == b"\x1f\x8b":
             self._unpack(cast(BinaryIO, gzip.GzipFile(fileobj=file)), limit_bytes)
         elif magic == b"\x28\xb5\x2f\xfd":
-            self._unpack(cast(BinaryIO, zstd.ZstdFile(file)), limit_bytes)
+            self._unpack(
+                zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
+                limit_bytes,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -128,10 +134,11 @@ class Archive:
             )
             for member in _members(tar):
                 unpacking.add(tar, member)
-            # tarfile takes whatever is no header for the end of the archive.
+            # tarfile takes whatever is no header for the end of the archive, and zstandard a
+            # frame cut short for a whole one.
             self._content.seek(tar.offset)
-            if self._content.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("no header where one should be")
+            if self._content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("neither a header nor the end mark, cut short?")
         except _BROKEN as error:
             at = self._content.tell()
             raise ImageError(f"layer archive is damaged at byte {at}: {error}") from error

@@ -1,0 +1,287 @@
+"""The data of a layer becomes a blob: every chunk once, and behind the chunks what finds them.
+
+A blob is what nydus-image writes with `--features blob-toc` and no inlined bootstrap, except for
+its id: here it is the sha256 of the whole file, so that a registry, the blob table and the cookie
+in the kernel all have one name for it. nydusd takes an id for a name and does not recompute it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from os import cpu_count, fsdecode
+from typing import BinaryIO, NamedTuple
+
+from rafs_v6 import ImageError, codec
+from rafs_v6.layout import (
+    MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
+    META_HEADER_BYTES,
+    MIN_CHUNK_BYTES,
+    TOC_FLAGS,
+    BlobEntry,
+    BlobFeatures,
+    ChunkInfo,
+    ChunkInfoFlags,
+    Compressor,
+    Digest,
+    MetaHeader,
+    TailHeader,
+    TocEntry,
+    TocFlags,
+    align_up,
+)
+from rafs_v6.tree import Node, groups
+
+MAX_REMOTE_BYTES = 1 << 40
+MAX_CACHE_BYTES = 1 << 44
+
+Progress = Callable[[int], None]
+"""Told how many bytes of file data were packed since it was last told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How to write an image. Chunks are a power of two of bytes, 4 KiB to 16 MiB.
+
+    `prefetch` names files and directories whose data comes first in each blob, and which the
+    bootstrap recommends to fetch before anybody asks.
+    """
+
+    compressor: Compressor = Compressor.ZSTD
+    digester: Digest = Digest.BLAKE3
+    chunk_bytes: int = 1 << 20
+    chunk_info_v2: bool = False
+    prefetch: Sequence[bytes] = ()
+
+    def __post_init__(self) -> None:
+        if self.chunk_bytes.bit_count() != 1 or not (
+            MIN_CHUNK_BYTES <= self.chunk_bytes <= MAX_CHUNK_BYTES
+        ):
+            raise ImageError(
+                f"chunk size {self.chunk_bytes}: a power of two from {MIN_CHUNK_BYTES} to "
+                f"{MAX_CHUNK_BYTES} bytes needed"
+            )
+        if self.compressor not in TOC_FLAGS:
+            raise ImageError(f"compressor {self.compressor.name.lower()} is only for reading")
+
+    @property
+    def features(self) -> BlobFeatures:
+        """Features of every blob of this format."""
+        features = (
+            BlobFeatures.ALIGNED
+            | BlobFeatures.INLINED_CHUNK_DIGEST
+            | BlobFeatures.HAS_TAR_HEADER
+            | BlobFeatures.HAS_TOC
+            | BlobFeatures.CAP_TAR_TOC
+        )
+        return features | BlobFeatures.CHUNK_INFO_V2 if self.chunk_info_v2 else features
+
+    def rank(self, path: bytes) -> int:
+        """Position of the first prefetch name that has the path in it; all others come last."""
+        for rank, name in enumerate(self.prefetch):
+            name = name.strip(b"/")
+            if not name or path == name or path.startswith(name + b"/"):
+                return rank
+        return len(self.prefetch)
+
+
+class Chunk(NamedTuple):
+    """A stored chunk: the `number`-th of the blob of the `layer`-th layer."""
+
+    digest: bytes
+    layer: int
+    number: int
+    info: ChunkInfo
+
+
+@dataclass(slots=True)
+class Chunks:
+    """All chunks of an image so far: `known` by digest and size, and those `of` each file."""
+
+    known: dict[tuple[bytes, int], Chunk] = field(default_factory=dict)
+    of: dict[Node, list[Chunk]] = field(default_factory=dict)
+
+
+class _Encoded(NamedTuple):
+    node: Node
+    digest: bytes
+    size: int
+    stored: bytes
+
+
+def pack(
+    tree: Node,
+    layer: int,
+    chunks: Chunks,
+    form: Format,
+    output: BinaryIO,
+    progress: Progress = lambda _: None,
+) -> BlobEntry | None:
+    """Write the file data of a layer that `chunks` does not have yet, and enter it there.
+
+    The blob index in the entry returned is 0, to be replaced. None, with nothing written, when
+    there is no new data. Files are read in the order of names; every processor compresses, with
+    at most a few chunks each in memory. Raises ImageError, and OSError from files and `output`.
+    """
+    blob = _Blob(layer, form, output)
+    with ThreadPoolExecutor(cpu_count(), "pack") as workers:
+        for encoded in _encoded(_files(tree, chunks, form), chunks, form, workers):
+            key = encoded.digest, encoded.size
+            if key not in chunks.known:
+                chunks.known[key] = blob.add(encoded)
+            chunks.of[encoded.node].append(chunks.known[key])
+            progress(encoded.size)
+    return blob.finish() if blob.infos else None
+
+
+def _files(tree: Node, chunks: Chunks, form: Format) -> list[tuple[bytes, Node]]:
+    files: dict[Node, bytes] = {}
+    for group in groups(tree):
+        for name, node in group.entries:
+            if node.is_regular and node not in chunks.of:
+                files.setdefault(node, group.path_of(name))
+    chunks.of.update((node, []) for node in files)
+    return sorted(
+        ((path, node) for node, path in files.items()), key=lambda file: form.rank(file[0])
+    )
+
+
+def _encoded(
+    files: list[tuple[bytes, Node]], chunks: Chunks, form: Format, workers: ThreadPoolExecutor
+) -> Iterator[_Encoded]:
+    def encode(node: Node, data: bytes) -> _Encoded:
+        digest = codec.digest(form.digester, data)
+        if (digest, len(data)) in chunks.known:
+            return _Encoded(node, digest, len(data), b"")
+        return _Encoded(node, digest, len(data), codec.compress(form.compressor, data) or data)
+
+    under_way: deque[Future[_Encoded]] = deque()
+    for path, node in files:
+        try:
+            for data in node.chunks(form.chunk_bytes):
+                under_way.append(workers.submit(encode, node, data))
+                if len(under_way) > 4 * (cpu_count() or 1):
+                    yield under_way.popleft().result()
+        except ImageError as error:
+            raise ImageError(f"{fsdecode(path)}: {error}") from error
+    while under_way:
+        yield under_way.popleft().result()
+
+
+class _Blob:
+    """The blob file while it is being written."""
+
+    def __init__(self, layer: int, form: Format, output: BinaryIO) -> None:
+        self._layer = layer
+        self._form = form
+        self._output = output
+        self._sha256 = hashlib.sha256()
+        self._size = 0
+        self._cache_size = 0
+        self.infos: list[ChunkInfo] = []
+        self._digests: list[bytes] = []
+        self._contents: list[TocEntry] = []
+
+    def add(self, chunk: _Encoded) -> Chunk:
+        compressed = len(chunk.stored) < chunk.size
+        info = ChunkInfo(
+            offset=self._cache_size,
+            size=chunk.size,
+            remote_offset=self._size,
+            remote_size=len(chunk.stored),
+            flags=ChunkInfoFlags.COMPRESSED.value if compressed else 0,
+        )
+        self._write(chunk.stored)
+        self._cache_size += align_up(chunk.size)
+        if (
+            len(self.infos) == MAX_CHUNKS
+            or self._size > MAX_REMOTE_BYTES
+            or self._cache_size > MAX_CACHE_BYTES
+        ):
+            raise ImageError("more data than one blob can have: larger chunks, or more layers")
+        self.infos.append(info)
+        self._digests.append(chunk.digest)
+        return Chunk(chunk.digest, self._layer, len(self.infos) - 1, info)
+
+    def finish(self) -> BlobEntry:
+        """Write everything behind the chunks."""
+        data_size = self._size
+        self._write(TailHeader("image.blob", data_size).pack())
+        # The only digest of the table of contents that covers its tail-tar header.
+        data = TocEntry(
+            TocFlags.UNCOMPRESSED,
+            "image.blob",
+            self._sha256.digest(),
+            0,
+            data_size,
+            self._cache_size,
+        )
+        meta = self._write_meta()
+        digests = self._stored("blob.digest", b"".join(self._digests))
+        self._write(TailHeader("blob.digest", digests.compressed_size).pack())
+        self._contents = [data, *self._contents, digests]
+        toc = b"".join(entry.pack() for entry in self._contents)
+        toc += TailHeader("rafs.blob.toc", len(toc)).pack()
+        self._write(toc)
+        return BlobEntry(
+            blob_id=self._sha256.hexdigest(),
+            blob_index=0,
+            chunk_size=self._form.chunk_bytes,
+            chunk_count=len(self.infos),
+            compressor=self._form.compressor,
+            digester=self._form.digester,
+            features=self._form.features,
+            compressed_size=self._size,
+            uncompressed_size=self._cache_size,
+            toc_size=len(toc),
+            ci_compressor=meta.ci_compressor,
+            ci_offset=meta.ci_offset,
+            ci_compressed_size=meta.ci_compressed_size,
+            ci_uncompressed_size=meta.ci_uncompressed_size,
+            toc_digest=hashlib.sha256(toc).digest(),
+        )
+
+    def _write_meta(self) -> MetaHeader:
+        pack_info = ChunkInfo.pack_v2 if self._form.chunk_info_v2 else ChunkInfo.pack_v1
+        infos = b"".join(map(pack_info, self.infos))
+        packed = codec.compress(self._form.compressor, infos)
+        compressor = self._form.compressor if packed else Compressor.NONE
+        stored = self._stored("blob.meta", infos, compressor, packed)
+        header = MetaHeader(
+            features=self._form.features,
+            ci_compressor=compressor,
+            ci_entries=len(self.infos),
+            ci_offset=stored.compressed_offset,
+            ci_compressed_size=stored.compressed_size,
+            ci_uncompressed_size=stored.uncompressed_size,
+        )
+        self._contents = [stored, self._stored("blob.meta.header", header.pack())]
+        self._write(TailHeader("blob.meta", stored.compressed_size + META_HEADER_BYTES).pack())
+        return header
+
+    def _stored(
+        self,
+        name: str,
+        content: bytes,
+        compressor: Compressor = Compressor.NONE,
+        packed: bytes | None = None,
+    ) -> TocEntry:
+        entry = TocEntry(
+            TOC_FLAGS[compressor],
+            name,
+            hashlib.sha256(content).digest(),
+            self._size,
+            len(packed or content),
+            len(content),
+        )
+        self._write(packed or content)
+        return entry
+
+    def _write(self, data: bytes) -> None:
+        self._output.write(data)
+        self._sha256.update(data)
+        self._size += len(data)
