@@ -510,7 +510,8 @@ class ChunkIndex(NamedTuple):
 
 
 class ChunkEntry(NamedTuple):
-    """Chunk table entry, 80 bytes; the table is sorted by digest, then blob index.
+    """Chunk table entry, 80 bytes; the table is sorted by digest, then blob index. `flags` are
+    `ChunkFlags`, as a plain number: there are hundreds of thousands.
 
     `compressed_offset` is in the blob file, `uncompressed_offset` in the cache file,
     `file_offset` in the last file that has the chunk; all in bytes.
@@ -518,7 +519,7 @@ class ChunkEntry(NamedTuple):
 
     digest: bytes
     blob_index: int
-    flags: ChunkFlags
+    flags: int
     compressed_size: int
     uncompressed_size: int
     compressed_offset: int
@@ -529,8 +530,7 @@ class ChunkEntry(NamedTuple):
 
     @classmethod
     def unpack(cls, memory: Memory, offset: int = 0) -> Self:
-        digest, blob, flags, *rest = _fields(_CHUNK_ENTRY, memory, offset, "chunk table entry")
-        return cls(digest, blob, ChunkFlags(flags), *rest)
+        return cls(*_fields(_CHUNK_ENTRY, memory, offset, "chunk table entry"))
 
     def pack(self) -> bytes:
         return _CHUNK_ENTRY.pack(*self)
@@ -651,7 +651,7 @@ class ChunkInfo(NamedTuple):
     `remote_offset` of the blob file.
 
     Version 1 (16 bytes) knows nothing else: a chunk is compressed if its sizes differ. Version 2
-    (24 bytes) has flags and `data`, whose low half is a crc32c when the flags say so.
+    (24 bytes) has flags (`ChunkInfoFlags`) and `data`, whose low half may be a crc32c.
     """
 
     offset: int
