@@ -1,0 +1,444 @@
+"""The configuration: one frozen tree, read from TOML. Every key has a default, a unit and a limit.
+
+`docs/fscached.toml` is this file's defaults and descriptions, printed by `fscached config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+
+import msgspec
+from msgspec import Meta
+
+from fscached.failure import Failure
+
+DEFAULT_PATH: Final = Path("/etc/fscached/fscached.toml")
+FILE_LIMIT_BYTES: Final = 1 << 20
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+
+_ABSOLUTE: Final = r"^/[^\x00-\x1f]*\Z"
+_ABSOLUTE_OR_EMPTY: Final = r"^(/[^\x00-\x1f]*)?\Z"
+# A name of the kernel's: no slash (it becomes a directory name), no comma (a mount option's end).
+_NAME: Final = r"^[A-Za-z0-9_.-]+\Z"
+_NAME_OR_EMPTY: Final = r"^[A-Za-z0-9_.-]*\Z"
+
+
+class ConfigError(Failure):
+    """The configuration cannot be used: which file, which table, which key, and what would do."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One table of the file. Values are checked when it is read, not when it is made in code."""
+
+
+class Paths(Table, frozen=True):
+    """Directories of the daemon; both are made when missing, readable by root alone."""
+
+    runtime_directory: Annotated[
+        str, Meta(pattern=_ABSOLUTE, description="API socket and locks; lost at reboot.")
+    ] = "/run/fscached"
+    state_directory: Annotated[
+        str, Meta(pattern=_ABSOLUTE, description="Verified bootstraps and blob metas.")
+    ] = "/var/lib/fscached/state"
+
+
+class Cache(Table, frozen=True):
+    """The kernel's cache. The percentages are of the free blocks and files of its file system."""
+
+    directory: Annotated[
+        str,
+        Meta(
+            pattern=_ABSOLUTE,
+            description="On ext4, xfs or btrfs: direct I/O, SEEK_HOLE, O_TMPFILE, user xattrs.",
+        ),
+    ] = "/var/lib/fscached/cache"
+    tag: Annotated[
+        str,
+        Meta(pattern=_NAME, max_length=64, description="The kernel's name for this cache."),
+    ] = "fscached"
+    domain_id: Annotated[
+        str,
+        Meta(
+            pattern=_NAME_OR_EMPTY,
+            max_length=128,
+            description="Images of one domain share their blobs (kernel 6.1); empty: no sharing.",
+        ),
+    ] = "fscached"
+    block_run_percent: Annotated[
+        int, Meta(ge=0, lt=100, description="More free blocks than this: no culling is wanted.")
+    ] = 7
+    block_cull_percent: Annotated[
+        int, Meta(ge=0, lt=100, description="Fewer free blocks than this: culling is wanted.")
+    ] = 5
+    block_stop_percent: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=100,
+            description="Fewer free blocks than this: nothing is stored, new reads fail.",
+        ),
+    ] = 1
+    file_run_percent: Annotated[
+        int, Meta(ge=0, lt=100, description="More free files than this: no culling is wanted.")
+    ] = 7
+    file_cull_percent: Annotated[
+        int, Meta(ge=0, lt=100, description="Fewer free files than this: culling is wanted.")
+    ] = 5
+    file_stop_percent: Annotated[
+        int,
+        Meta(
+            ge=1,
+            lt=100,
+            description="Fewer free files than this: nothing is stored, new mounts fail.",
+        ),
+    ] = 1
+    images: Annotated[int, Meta(ge=1, le=100_000, description="Images registered at once.")] = 2048
+    open_objects: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Objects the kernel may have open at once.")
+    ] = 16_384
+
+    def __post_init__(self) -> None:
+        # The kernel's own rule: cachefiles_daemon_range_error in fs/cachefiles/daemon.c.
+        if not self.block_stop_percent < self.block_cull_percent < self.block_run_percent:
+            raise ValueError("Expected block_stop_ < block_cull_ < block_run_percent")
+        if not self.file_stop_percent < self.file_cull_percent < self.file_run_percent:
+            raise ValueError("Expected file_stop_ < file_cull_ < file_run_percent")
+
+
+class Kernel(Table, frozen=True):
+    """How the kernel asks."""
+
+    device: Annotated[
+        str, Meta(pattern=_ABSOLUTE, description="The cachefiles device; one opener at a time.")
+    ] = "/dev/cachefiles"
+    transport: Annotated[
+        Literal["cachefiles"],
+        Meta(description="cachefiles: EROFS over fscache in on-demand mode, Linux 5.19 to 7.1."),
+    ] = "cachefiles"
+
+
+class Fetch(Table, frozen=True):
+    """Misses become ranged reads of a source."""
+
+    window_bytes: Annotated[
+        int,
+        Meta(
+            ge=4 * KIB,
+            le=64 * MIB,
+            multiple_of=4 * KIB,
+            description="The least to fetch around a miss.",
+        ),
+    ] = 1 * MIB
+    window_limit_bytes: Annotated[
+        int,
+        Meta(
+            ge=4 * KIB,
+            le=256 * MIB,
+            multiple_of=4 * KIB,
+            description="The window doubles up to this while access is sequential.",
+        ),
+    ] = 8 * MIB
+    deadline_s: Annotated[
+        float, Meta(gt=0, le=3600, description="A chunk not there after this: its readers get EIO.")
+    ] = 30.0
+    refusal_s: Annotated[
+        float,
+        Meta(ge=0, le=60, description="A chunk that failed fails at once for this long."),
+    ] = 1.0
+    workers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=256,
+            description="Threads that decompress, verify and write; 0: one per processor.",
+        ),
+    ] = 0
+    buffer_pool_bytes: Annotated[
+        int,
+        Meta(ge=16 * MIB, le=64 * GIB, description="Memory for chunks on their way to the cache."),
+    ] = 64 * MIB
+    bytes_in_flight: Annotated[
+        int,
+        Meta(ge=1 * MIB, le=64 * GIB, description="Remote bytes asked for and not yet arrived."),
+    ] = 32 * MIB
+    verify: Annotated[
+        bool, Meta(description="Check every chunk's digest before it is written. Leave it on.")
+    ] = True
+
+    def __post_init__(self) -> None:
+        if self.window_bytes > self.window_limit_bytes:
+            raise ValueError("Expected window_bytes <= window_limit_bytes")
+
+
+class Source(Table, frozen=True):
+    """Registries, and how patient to be with them."""
+
+    connect_timeout_s: Annotated[
+        float, Meta(gt=0, le=300, description="To a connection, TLS included.")
+    ] = 5.0
+    stall_timeout_s: Annotated[
+        float, Meta(gt=0, le=300, description="Without one byte: the transfer is begun elsewhere.")
+    ] = 10.0
+    demand_connections: Annotated[
+        int, Meta(ge=1, le=1024, description="Transfers at once for readers that wait.")
+    ] = 16
+    prefetch_connections: Annotated[
+        int, Meta(ge=1, le=1024, description="Transfers at once for prefetch.")
+    ] = 2
+    retries: Annotated[
+        int, Meta(ge=0, le=100, description="Further tries of one transfer, within its deadline.")
+    ] = 5
+    retry_pause_s: Annotated[
+        float, Meta(ge=0, le=60, description="Before the first further try; doubles, with jitter.")
+    ] = 0.1
+    retry_pause_limit_s: Annotated[
+        float, Meta(ge=0, le=600, description="The pause doubles up to this.")
+    ] = 5.0
+    manifest_limit_bytes: Annotated[
+        int, Meta(ge=4 * KIB, le=64 * MIB, description="A larger manifest or index is refused.")
+    ] = 4 * MIB
+    bootstrap_limit_bytes: Annotated[
+        int, Meta(ge=1 * MIB, le=4 * GIB, description="A larger bootstrap or blob meta is refused.")
+    ] = 512 * MIB
+    insecure_registries: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
+        Meta(max_length=1024, description="host or host:port of registries without TLS (http)."),
+    ] = ()
+    ca_file: Annotated[
+        str,
+        Meta(
+            pattern=_ABSOLUTE_OR_EMPTY,
+            description="PEM file of authorities to trust instead of the system's.",
+        ),
+    ] = ""
+    docker_config: Annotated[
+        str,
+        Meta(
+            pattern=_ABSOLUTE_OR_EMPTY,
+            description="docker's config.json with credentials; empty: only those given at mount.",
+        ),
+    ] = ""
+
+
+class Prefetch(Table, frozen=True):
+    """The rest of a mounted image, brought while nobody waits."""
+
+    enabled: Annotated[bool, Meta(description="Bring whole blobs after the mount.")] = True
+    range_bytes: Annotated[
+        int,
+        Meta(ge=64 * KIB, le=1 * GIB, multiple_of=4 * KIB, description="Of one request."),
+    ] = 4 * MIB
+    quiet_s: Annotated[
+        float, Meta(ge=0, le=60, description="No demand for this long before prefetch goes on.")
+    ] = 0.02
+    bandwidth_bytes_per_s: Annotated[int, Meta(ge=0, le=1 << 40, description="0: no limit.")] = 0
+
+
+class Api(Table, frozen=True):
+    """The control API: HTTP on a unix socket, for root alone."""
+
+    socket: Annotated[
+        str,
+        Meta(
+            pattern=_ABSOLUTE_OR_EMPTY,
+            max_length=100,
+            description="Empty: api.sock in the runtime directory.",
+        ),
+    ] = ""
+    header_limit_bytes: Annotated[
+        int, Meta(ge=1 * KIB, le=1 * MIB, description="Request line and headers.")
+    ] = 16 * KIB
+    body_limit_bytes: Annotated[int, Meta(ge=4 * KIB, le=64 * MIB, description="Of a request.")] = (
+        1 * MIB
+    )
+    connections: Annotated[
+        int, Meta(ge=1, le=65_536, description="At once; a silent one is never closed.")
+    ] = 256
+
+
+class Log(Table, frozen=True):
+    """One line per event, key=value."""
+
+    level: Annotated[
+        Literal["off", "error", "warn", "info", "debug", "trace"],
+        Meta(description="This and worse."),
+    ] = "info"
+    file: Annotated[str, Meta(pattern=_ABSOLUTE_OR_EMPTY, description="Empty: standard error.")] = (
+        ""
+    )
+
+
+class Config(Table, frozen=True):
+    """The whole configuration."""
+
+    paths: Paths = Paths()
+    cache: Cache = Cache()
+    kernel: Kernel = Kernel()
+    fetch: Fetch = Fetch()
+    source: Source = Source()
+    prefetch: Prefetch = Prefetch()
+    api: Api = Api()
+    log: Log = Log()
+
+    @property
+    def api_socket(self) -> str:
+        """Path of the control API's socket."""
+        return self.api.socket or os.path.join(self.paths.runtime_directory, "api.sock")
+
+    @property
+    def fetch_workers(self) -> int:
+        """How many worker threads, with 0 resolved: one per processor this process may use."""
+        return self.fetch.workers or len(os.sched_getaffinity(0))
+
+
+_TABLES: Final[dict[str, type[Table]]] = {
+    field.name: field.type for field in msgspec.structs.fields(Config)
+}
+
+
+def load(path: str | os.PathLike[str] | None = None) -> Config:
+    """Read the configuration. Without a path: DEFAULT_PATH if it exists, else the defaults.
+
+    Raises ConfigError.
+    """
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    return parse(_read(path), str(path))
+
+
+def parse(text: str, origin: str) -> Config:
+    """The configuration in a TOML text; `origin` is its name in errors. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{origin}: not TOML: {error}", "mend that line") from None
+    _refuse_unknown(raw, origin)
+    try:
+        return msgspec.convert(raw, Config)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$")
+        raise ConfigError(
+            f"{origin}: {_place(path.strip('.`'))}: {what}",
+            "`fscached config` prints every key with its default and limits",
+        ) from None
+
+
+def explain(config: Config) -> str:
+    """The configuration as TOML, each key with its meaning and limits. `parse` reads it back."""
+    head = "# Every setting of fscached. A key or a table that is left out has its default.\n"
+    return head + "".join(_explain_table(name, getattr(config, name)) for name in _TABLES)
+
+
+def _explain_table(name: str, table: Table) -> str:
+    lines = [f"\n# {(type(table).__doc__ or '').splitlines()[0]}", f"[{name}]"]
+    for field in msgspec.structs.fields(table):
+        lines.append(f"# {_meaning(field.type)}")
+        lines.append(f"{field.name} = {_toml(getattr(table, field.name))}")
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(annotation: Any) -> str:
+    kind, meta = get_args(annotation)
+    if values := get_args(kind):
+        limits = "" if ... in values else f" ({', '.join(values)})"
+    else:
+        limits = _limits(meta)
+    return f"{meta.description}{limits}"
+
+
+def _limits(meta: Meta) -> str:
+    bounds = {
+        "at least": meta.ge,
+        "more than": meta.gt,
+        "at most": meta.le,
+        "less than": meta.lt,
+        "a multiple of": meta.multiple_of,
+    }
+    said = [f"{words} {_toml(bound)}" for words, bound in bounds.items() if bound is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _toml(value: bool | int | float | str | tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:_}"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _read(path: str | os.PathLike[str]) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{os.fspath(path)}: {error.strerror}",
+            "give an existing file with --config, or leave it out for the defaults",
+        ) from None
+    if len(data) > FILE_LIMIT_BYTES:
+        raise ConfigError(
+            f"{os.fspath(path)}: larger than {FILE_LIMIT_BYTES} bytes",
+            "give a TOML file with fscached's settings",
+        )
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{os.fspath(path)}: not UTF-8 at byte {error.start}", "save it as UTF-8"
+        ) from None
+
+
+def _refuse_unknown(raw: dict[str, Any], origin: str) -> None:
+    """One error for the first name that is not ours, with the nearest one that is."""
+    for table, values in raw.items():
+        if table not in _TABLES:
+            raise ConfigError(f"{origin}: [{table}]: unknown table", _nearest_table(table))
+        if isinstance(values, dict):
+            known = _TABLES[table].__struct_fields__
+            for key in values:
+                if key not in known:
+                    raise ConfigError(
+                        f"{origin}: [{table}] {key}: unknown key", _nearest_key(table, key)
+                    )
+
+
+def _nearest_table(table: str) -> str:
+    if near := difflib.get_close_matches(table, _TABLES, n=1):
+        return f"did you mean [{near[0]}]?"
+    if homes := _homes(table):
+        return f"did you mean {table} in [{homes[0]}]?"
+    return f"the tables are {', '.join(f'[{name}]' for name in _TABLES)}"
+
+
+def _nearest_key(table: str, key: str) -> str:
+    known = _TABLES[table].__struct_fields__
+    if homes := _homes(key):
+        return f"did you mean {key} in [{homes[0]}]?"
+    if near := difflib.get_close_matches(key, known, n=1):
+        return f"did you mean {near[0]}?"
+    return f"the keys of [{table}] are {', '.join(known)}"
+
+
+def _homes(key: str) -> list[str]:
+    return [name for name, table in _TABLES.items() if key in table.__struct_fields__]
+
+
+def _place(path: str) -> str:
+    table, _, key = path.partition(".")
+    return f"[{table}] {key}".rstrip() if table else "the file"

@@ -1,0 +1,288 @@
+"""The control API's routes: nydusd's paths where nydusd has one, our own beside them in /api/v2.
+
+Statuses are nydusd's: 400 for what was asked wrongly (a wrong method too), 404 for no such path or
+metric, 501 for what a daemon without a FUSE file system does not do, 500 for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from fscached import log
+from fscached.control import entry, metrics
+from fscached.control.http import ApiError, Handler, Reply, Request
+from fscached.control.messages import (
+    AddImage,
+    Credentials,
+    DaemonInfo,
+    Events,
+    ImageInfo,
+    ImageStatus,
+    LogLevel,
+    Status,
+)
+from fscached.control.state import WrongState
+from fscached.source import SourceError
+
+ENTRY_NOT_FOUND: Final = "blob_cache: cache entry not found"
+"""nydus-snapshotter looks for exactly this in the message to tell a harmless failed unbind."""
+
+NOT_A_FUSE_DAEMON: Final = "Unsupported: fscached serves images by fsid, not by mount point"
+
+_T = TypeVar("_T")
+
+
+class Service(Protocol):
+    """What the routes need of the daemon. Everything is called on the event loop.
+
+    Any method may raise ApiError for what it refuses (with the status to answer), WrongState
+    (400) or SourceError (502); anything else is a bug and becomes 500 with the trace in the log.
+    """
+
+    def info(self) -> DaemonInfo:
+        """Who is this, and in which state."""
+        ...
+
+    def status(self) -> Status:
+        """Everything that is counted."""
+        ...
+
+    def start(self) -> None:
+        """READY becomes RUNNING."""
+        ...
+
+    def exit(self) -> None:
+        """Stop reading the device before this returns; end after the reply has gone out."""
+        ...
+
+    async def bind_blob_entry(self, entry: entry.BlobEntry) -> None:
+        """Register a bootstrap that is on the local disk, with the source of its blobs. The same
+        entry again is no error; only credentials and sources are taken over from it."""
+        ...
+
+    async def unbind(self, domain_id: str, blob_id: str) -> bool:
+        """Forget an entry, or with an empty `blob_id` all entries of the domain. Open objects
+        keep working. False when there was none."""
+        ...
+
+    async def cull(self, blob_id: str) -> None:
+        """Delete a cache file. Nothing found is no error."""
+        ...
+
+    async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
+        """Pull manifest and bootstrap, register; the same image again is no error."""
+        ...
+
+    def images(self) -> list[ImageInfo]:
+        """All registered images."""
+        ...
+
+    async def remove_image(self, fsid: str) -> bool:
+        """Forget an image. It comes right after the last umount, so CLOSEs of its objects may
+        still be on their way: open objects keep working. False when there was none."""
+        ...
+
+
+def routes(service: Service) -> Handler:
+    """The handler of a `http.Server` that gives every request to `service`."""
+
+    async def handle(request: Request) -> Reply:
+        methods = ROUTES.get(request.path)
+        if methods is None:
+            raise ApiError(HTTPStatus.NOT_FOUND, f"NoRoute: there is no {request.path}")
+        route = methods.get(request.method)
+        if route is None:
+            raise _bad(f"BadRequest: {request.path} takes {', '.join(methods)}")
+        try:
+            return await route(service, request)
+        except WrongState as error:
+            raise _bad(f"Configure(DaemonAbnormal({error}))") from None
+        except SourceError as error:
+            raise ApiError(HTTPStatus.BAD_GATEWAY, str(error)) from error
+
+    return handle
+
+
+async def _info(service: Service, request: Request) -> Reply:
+    return _json(service.info())
+
+
+async def _configure(service: Service, request: Request) -> Reply:
+    wanted = _parsed(request, LogLevel)
+    try:
+        log.set_level(wanted.log_level)
+    except ValueError as error:
+        raise _bad(f"BadRequest: {error}") from None
+    return Reply()
+
+
+async def _events(service: Service, request: Request) -> Reply:
+    errors = log.recent_errors
+    lines = list(errors.lines)
+    return _json(
+        Events(
+            max_errors=errors.MAX_ERRORS,
+            total_errors=errors.total_errors,
+            max_size=errors.MAX_ERRORS * errors.MAX_LINE_CHARACTERS,
+            total_size=sum(map(len, lines)),
+            errors=lines,
+        )
+    )
+
+
+async def _start(service: Service, request: Request) -> Reply:
+    _no_body(request)
+    service.start()
+    return Reply()
+
+
+async def _exit(service: Service, request: Request) -> Reply:
+    _no_body(request)
+    service.exit()
+    return Reply()
+
+
+async def _send_fd(service: Service, request: Request) -> Reply:
+    """Nothing to do: the daemon's own supervisor has the fd since the cache was bound."""
+    _no_body(request)
+    return Reply()
+
+
+async def _bind(service: Service, request: Request) -> Reply:
+    try:
+        found = entry.parse(request.body)
+    except entry.InvalidEntry as error:
+        raise _bad(f"BadRequest: {error}") from None
+    await service.bind_blob_entry(found)
+    return Reply()
+
+
+async def _unbind(service: Service, request: Request) -> Reply:
+    domain_id, blob_id = request.query.get("domain_id", ""), request.query.get("blob_id", "")
+    if not domain_id and not blob_id:
+        raise _bad("QueryString: give domain_id, blob_id, or both")
+    if not domain_id:
+        await service.cull(blob_id)
+    elif not await service.unbind(domain_id, blob_id) and blob_id:
+        raise ApiError(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            f"DeleteBlobObject(DaemonAbnormal({ENTRY_NOT_FOUND}: {domain_id}/{blob_id}))",
+        )
+    return Reply()
+
+
+async def _bound(service: Service, request: Request) -> Reply:
+    domain_id, blob_id = request.query.get("domain_id", ""), request.query.get("blob_id", "")
+    return _json(
+        [
+            image
+            for image in service.images()
+            if domain_id in ("", image.domain_id) and blob_id in ("", image.fsid, *image.blobs)
+        ]
+    )
+
+
+async def _backend_metrics(service: Service, request: Request) -> Reply:
+    return _json(metrics.backend(_image(service.status(), request)))
+
+
+async def _blobcache_metrics(service: Service, request: Request) -> Reply:
+    status = service.status()
+    return _json(metrics.blobcache(_image(status, request), status.cache_directory))
+
+
+async def _fuse_metrics(service: Service, request: Request) -> Reply:
+    raise ApiError(HTTPStatus.NOT_FOUND, "NotFound: no FUSE file system here, see GET /metrics")
+
+
+async def _unsupported(service: Service, request: Request) -> Reply:
+    raise ApiError(HTTPStatus.NOT_IMPLEMENTED, NOT_A_FUSE_DAEMON)
+
+
+async def _add_image(service: Service, request: Request) -> Reply:
+    wanted = _parsed(request, AddImage)
+    return _json(await service.add_image(wanted.reference, wanted.credentials))
+
+
+async def _images(service: Service, request: Request) -> Reply:
+    return _json(service.images())
+
+
+async def _remove_image(service: Service, request: Request) -> Reply:
+    fsid = _queried(request, "fsid")
+    if not await service.remove_image(fsid):
+        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: no image with fsid {fsid}")
+    return Reply()
+
+
+async def _status(service: Service, request: Request) -> Reply:
+    return _json(service.status())
+
+
+async def _prometheus(service: Service, request: Request) -> Reply:
+    return Reply(metrics.prometheus(service.status()), metrics.PROMETHEUS)
+
+
+Route = Callable[[Service, Request], Awaitable[Reply]]
+
+ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
+    "/api/v1/daemon": {"GET": _info, "PUT": _configure},
+    "/api/v1/daemon/events": {"GET": _events},
+    "/api/v1/daemon/backend": {"GET": _unsupported},
+    "/api/v1/daemon/start": {"PUT": _start},
+    "/api/v1/daemon/exit": {"PUT": _exit},
+    "/api/v1/daemon/fuse/sendfd": {"PUT": _send_fd},
+    "/api/v1/daemon/fuse/takeover": {"PUT": _unsupported},
+    "/api/v1/mount": {"POST": _unsupported, "PUT": _unsupported, "DELETE": _unsupported},
+    "/api/v1/metrics": {"GET": _fuse_metrics},
+    "/api/v1/metrics/files": {"GET": _fuse_metrics},
+    "/api/v1/metrics/pattern": {"GET": _fuse_metrics},
+    "/api/v1/metrics/inflight": {"GET": _unsupported},
+    "/api/v1/metrics/backend": {"GET": _backend_metrics},
+    "/api/v1/metrics/blobcache": {"GET": _blobcache_metrics},
+    "/api/v2/daemon": {"GET": _info, "PUT": _configure},
+    "/api/v2/blobs": {"GET": _bound, "PUT": _bind, "DELETE": _unbind},
+    "/api/v2/images": {"GET": _images, "PUT": _add_image, "DELETE": _remove_image},
+    "/api/v2/status": {"GET": _status},
+    "/metrics": {"GET": _prometheus},
+}
+
+
+def _image(status: Status, request: Request) -> ImageStatus:
+    """The image `id` names, or the only one. The snapshotter puts a slash before the id."""
+    fsid = request.query.get("id", "").removeprefix("/")
+    found = [image for image in status.images if fsid in ("", image.fsid)]
+    if len(found) != 1:
+        what = f"no image with id {fsid}" if fsid else f"{len(found)} images: give id=<fsid>"
+        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: {what}")
+    return found[0]
+
+
+def _json(value: Any) -> Reply:
+    return Reply(msgspec.json.encode(value))
+
+
+def _parsed(request: Request, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(request.body, type=kind)
+    except msgspec.DecodeError as error:
+        raise _bad(f"ParseBody({error})") from None
+
+
+def _queried(request: Request, name: str) -> str:
+    if not (value := request.query.get(name, "")):
+        raise _bad(f"QueryString: {name} is missing")
+    return value
+
+
+def _no_body(request: Request) -> None:
+    if request.body:
+        raise _bad(f"BadRequest: {request.method} {request.path} takes no body")
+
+
+def _bad(message: str) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, message)

@@ -1,0 +1,238 @@
+"""nydusd's BlobCacheEntry: how a snapshotter hands over an image it has unpacked itself.
+
+Two forms are in use: `config` (what every nydus-snapshotter sends) and `config_v2` (which wins when
+both are there). Both become one `BlobEntry`. Unknown keys are ignored, as nydusd ignores them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+PREFETCH_THREADS_LIMIT: Final = 1024
+PREFETCH_BATCH_LIMIT_BYTES: Final = 0x1000_0000
+CACHE_TYPES: Final = ("blobcache", "filecache", "fscache", "dummycache", "")
+
+# Becomes a directory and file name of the kernel's cache and a mount option's value: no slash, no
+# comma, no control character, and with the kernel's own prefix and suffix at most NAME_MAX (255).
+Identifier = Annotated[
+    str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/,\x00-\x20\x7f]+\Z", min_length=1, max_length=200)
+]
+
+
+class InvalidEntry(ValueError):
+    """The entry cannot be used; the text says which key and why, and never holds a credential."""
+
+
+class Proxy(msgspec.Struct, frozen=True):
+    """A peer-to-peer client in front of the registry."""
+
+    url: str = ""
+    ping_url: str = ""
+    fallback: bool = True
+    use_http: bool = False
+
+
+class Mirror(msgspec.Struct, frozen=True):
+    """Another host that has the same blobs."""
+
+    host: str
+    ping_url: str = ""
+    headers: dict[str, str] = {}
+    health_check_interval: int = 5
+    failure_limit: int = 5
+
+    def __repr__(self) -> str:
+        return f"Mirror(host={self.host!r})"
+
+
+class Registry(msgspec.Struct, frozen=True):
+    """`backend_config` of a registry. `auth` is base64 of user:password; timeouts in seconds."""
+
+    host: Annotated[str, Meta(min_length=1)]
+    repo: Annotated[str, Meta(min_length=1)]
+    scheme: Literal["https", "http", ""] = "https"
+    auth: str = ""
+    registry_token: str = ""
+    skip_verify: bool = False
+    ca_cert_files: list[str] = []
+    timeout: int = 5
+    connect_timeout: int = 5
+    retry_limit: int = 0
+    blob_url_scheme: str = ""
+    blob_redirected_host: str = ""
+    proxy: Proxy = Proxy()
+    mirrors: list[Mirror] = []
+
+    def __repr__(self) -> str:
+        return f"Registry(host={self.host!r}, repo={self.repo!r})"
+
+
+class Localfs(msgspec.Struct, frozen=True):
+    """`backend_config` of a directory that holds the blobs as files."""
+
+    blob_file: str = ""
+    dir: str = ""
+    alt_dirs: list[str] = []
+
+
+Backend = Registry | Localfs
+
+
+class Prefetch(msgspec.Struct, frozen=True):
+    """Whether to bring the whole image; `bandwidth_bytes_per_s` 0 is no limit."""
+
+    enable: bool = False
+    threads: int = 0
+    batch_bytes: int = 0
+    bandwidth_bytes_per_s: int = 0
+
+
+class BlobEntry(msgspec.Struct, frozen=True):
+    """A bootstrap on the local disk, the fsid to mount it by, and where its blobs are."""
+
+    id: str
+    domain_id: str
+    metadata_path: str
+    work_dir: str
+    backend: Backend
+    prefetch: Prefetch
+
+
+def parse(body: bytes) -> BlobEntry:
+    """The entry in a request's JSON body. Raises InvalidEntry. Touches no file."""
+    try:
+        wire = msgspec.json.decode(body, type=_Wire)
+        if wire.config_v2 is not None:
+            return _from_v2(wire, wire.config_v2)
+        if wire.config is not None:
+            return _from_legacy(wire, wire.config)
+    except msgspec.DecodeError as error:
+        raise InvalidEntry(str(error)) from None
+    raise InvalidEntry("neither `config` nor `config_v2` is there")
+
+
+class _LegacyPrefetch(msgspec.Struct):
+    enable: bool
+    threads_count: int
+    merging_size: int
+    bandwidth_rate: int
+
+
+class _LegacyCache(msgspec.Struct):
+    work_dir: str = ""
+
+
+class _Legacy(msgspec.Struct):
+    backend_type: str
+    backend_config: msgspec.Raw
+    cache_type: str = ""
+    cache_config: _LegacyCache = _LegacyCache()
+    prefetch_config: _LegacyPrefetch | None = None
+    metadata_path: str = ""
+
+
+class _V2Backend(msgspec.Struct):
+    type: str
+    registry: msgspec.Raw | None = None
+    localfs: msgspec.Raw | None = None
+
+
+class _V2Prefetch(msgspec.Struct):
+    enable: bool = False
+    threads: int = 8
+    batch_size: int = 1 << 20
+    bandwidth_limit: int = 0
+
+
+class _V2Cache(msgspec.Struct):
+    type: str = ""
+    prefetch: _V2Prefetch = _V2Prefetch()
+    fscache: _LegacyCache | None = None
+    filecache: _LegacyCache | None = None
+
+
+class _V2(msgspec.Struct):
+    version: Literal[2]
+    backend: _V2Backend
+    cache: _V2Cache
+    metadata_path: str = ""
+
+
+class _Wire(msgspec.Struct):
+    type: Literal["bootstrap"]
+    id: Identifier
+    domain_id: Identifier | Literal[""] = ""
+    config: _Legacy | None = None
+    config_v2: _V2 | None = None
+
+
+def _from_legacy(wire: _Wire, config: _Legacy) -> BlobEntry:
+    given = config.prefetch_config
+    prefetch = Prefetch()
+    if given is not None:
+        prefetch = Prefetch(
+            given.enable, given.threads_count, given.merging_size, given.bandwidth_rate
+        )
+    _check_cache_type(config.cache_type)
+    return _entry(
+        wire,
+        config.metadata_path,
+        config.cache_config.work_dir,
+        _backend(config.backend_type, config.backend_config),
+        prefetch,
+    )
+
+
+def _from_v2(wire: _Wire, config: _V2) -> BlobEntry:
+    given = config.cache.prefetch
+    places = config.cache.fscache or config.cache.filecache or _LegacyCache()
+    _check_cache_type(config.cache.type)
+    backend = {"registry": config.backend.registry, "localfs": config.backend.localfs}
+    return _entry(
+        wire,
+        config.metadata_path,
+        places.work_dir,
+        _backend(config.backend.type, backend.get(config.backend.type)),
+        Prefetch(given.enable, given.threads, given.batch_size, given.bandwidth_limit),
+    )
+
+
+def _entry(
+    wire: _Wire, metadata_path: str, work_dir: str, backend: Backend, prefetch: Prefetch
+) -> BlobEntry:
+    if not metadata_path:
+        raise InvalidEntry("`metadata_path` is empty: give the path of the bootstrap")
+    if not work_dir:
+        raise InvalidEntry("`work_dir` of the cache is empty")
+    if prefetch.enable:
+        _check_prefetch(prefetch)
+    domain_id = wire.domain_id or wire.id
+    return BlobEntry(wire.id, domain_id, metadata_path, work_dir, backend, prefetch)
+
+
+def _backend(kind: str, raw: msgspec.Raw | None) -> Backend:
+    if raw is None:
+        raise InvalidEntry(f"backend {kind!r} has no settings, or is none of registry, localfs")
+    if kind == "registry":
+        return msgspec.json.decode(raw, type=Registry)
+    if kind == "localfs":
+        localfs = msgspec.json.decode(raw, type=Localfs)
+        if not localfs.blob_file and not localfs.dir:
+            raise InvalidEntry("backend localfs needs `dir` or `blob_file`")
+        return localfs
+    raise InvalidEntry(f"backend {kind!r} is not one of registry, localfs")
+
+
+def _check_cache_type(kind: str) -> None:
+    if kind not in CACHE_TYPES:
+        raise InvalidEntry(f"cache type {kind!r} is not one of fscache, filecache, blobcache")
+
+
+def _check_prefetch(prefetch: Prefetch) -> None:
+    if not 1 <= prefetch.threads <= PREFETCH_THREADS_LIMIT:
+        raise InvalidEntry(f"prefetch threads must be 1 to {PREFETCH_THREADS_LIMIT}")
+    if not 0 <= prefetch.batch_bytes <= PREFETCH_BATCH_LIMIT_BYTES:
+        raise InvalidEntry(f"a prefetch batch must be at most {PREFETCH_BATCH_LIMIT_BYTES} bytes")

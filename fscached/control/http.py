@@ -1,0 +1,276 @@
+"""HTTP/1.1 on a unix socket: h11 knows the protocol, asyncio moves the bytes.
+
+nydus-snapshotter keeps one connection open and silent for as long as the daemon lives and takes its
+end for the daemon's death: no connection is ever closed for being idle. It reads the JSON
+`{"code", "message"}` out of every reply that is not 200 or 204, so every error carries one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, unquote
+
+import h11
+import msgspec
+
+from fscached.config import Api as Limits
+from fscached.control.messages import ErrorBody
+from fscached.failure import Failure
+
+log = logging.getLogger(__name__)
+
+SERVER: Final = b"Nydus API"
+JSON: Final = "application/json"
+QUERY_FIELDS_LIMIT: Final = 16
+PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
+CLOSE_GRACE_S: Final = 1.0
+_READ_BYTES: Final = 1 << 16
+
+
+class Request(NamedTuple):
+    """A whole request. `query` has decoded names and values; of a repeated name, the last."""
+
+    method: str
+    path: str
+    query: Mapping[str, str]
+    body: bytes
+
+
+class Reply(NamedTuple):
+    """A whole reply; without a body it is 204."""
+
+    body: bytes = b""
+    content_type: str = JSON
+    status: int = HTTPStatus.OK
+
+
+class ApiError(Exception):
+    """A request that is refused or failed, with the status and the `code` of its reply."""
+
+    def __init__(self, status: HTTPStatus, message: str, code: str = "UNDEFINED") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+Handler = Callable[[Request], Awaitable[Reply]]
+"""Answers one request, or raises ApiError. Many run at once, one per connection."""
+
+
+class Server:
+    """Serves one handler on one unix socket, mode 0600."""
+
+    def __init__(self, path: str, handler: Handler, limits: Limits) -> None:
+        self._path = path
+        self._handler = handler
+        self._limits = limits
+        self._inode = 0
+        self._server: asyncio.AbstractServer | None = None
+        self._connections: dict[asyncio.Task[None], _Connection] = {}
+
+    async def start(self) -> None:
+        """Listen. The path appears when the socket already listens, in place of a dead one.
+
+        Raises Failure: somebody else listens there, or the path cannot be a socket.
+        """
+        listener = _listen(self._path)
+        self._inode = os.stat(self._path).st_ino
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+
+    async def close(self) -> None:
+        """Stop listening, let replies under way go out for CLOSE_GRACE_S, end all connections."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._withdraw()
+        for task, connection in self._connections.items():
+            if not connection.busy:
+                task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=CLOSE_GRACE_S)
+        for task in (left := list(self._connections)):
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    def _withdraw(self) -> None:
+        # A successor may have put its own socket there already.
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(self._path).st_ino == self._inode:
+                os.unlink(self._path)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        connection = _Connection(reader, writer, self._handler, self._limits)
+        refused = len(self._connections) >= self._limits.connections
+        self._connections[task] = connection
+        try:
+            await (connection.refuse() if refused else connection.serve())
+        except (OSError, asyncio.CancelledError):
+            pass  # the other side is gone, or this daemon is about to be
+        finally:
+            del self._connections[task]
+            writer.close()
+
+
+class _Connection:
+    """One connection: requests one after another, each answered before the next is read."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        handler: Handler,
+        limits: Limits,
+    ) -> None:
+        self.busy = False
+        self._reader = reader
+        self._writer = writer
+        self._handler = handler
+        self._limits = limits
+        self._http = h11.Connection(h11.SERVER, limits.header_limit_bytes)
+
+    async def serve(self) -> None:
+        """Answer requests until the other side closes or breaks the protocol."""
+        while await self._exchange():
+            self._http.start_next_cycle()
+            self.busy = False
+
+    async def refuse(self) -> None:
+        """Answer that there are too many connections, and end."""
+        error = ApiError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            f"more than {self._limits.connections} connections: close some, or raise [api] "
+            "connections in the configuration",
+        )
+        await self._send(_error_reply(error), last=True)
+
+    async def _exchange(self) -> bool:
+        """One request and its reply; whether another may follow."""
+        try:
+            head = await self._event()
+            if isinstance(head, h11.ConnectionClosed):
+                return False
+            assert isinstance(head, h11.Request)
+            self.busy = True
+            request = _request(head, await self._body())
+        except h11.RemoteProtocolError as error:
+            status = HTTPStatus(error.error_status_hint)
+            await self._send(_error_reply(ApiError(status, f"BadRequest: {error}")), last=True)
+            return False
+        except ApiError as error:
+            await self._send(_error_reply(error), last=True)
+            return False
+        await self._send(await self._answer(request), head_only=request.method == "HEAD")
+        return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    async def _event(self) -> h11.Event:
+        while True:
+            event = self._http.next_event()
+            if event is h11.NEED_DATA:
+                await self._more()
+            else:
+                assert not isinstance(event, type)
+                return event
+
+    async def _more(self) -> None:
+        if self._http.they_are_waiting_for_100_continue:
+            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            self._writer.write(self._http.send(go_on) or b"")
+        self._http.receive_data(await self._reader.read(_READ_BYTES))
+
+    async def _body(self) -> bytes:
+        body = bytearray()
+        while isinstance(event := await self._event(), h11.Data):
+            body += event.data
+            if len(body) > self._limits.body_limit_bytes:
+                raise ApiError(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"BadRequest: a body of more than {self._limits.body_limit_bytes} bytes",
+                )
+        return bytes(body)
+
+    async def _answer(self, request: Request) -> Reply:
+        try:
+            return await self._handler(request)
+        except ApiError as error:
+            return _error_reply(error)
+        except Exception:
+            log.exception("a bug of ours: %s %s", request.method, request.path)
+            message = f"a bug in {request.method} {request.path}: the daemon's log has the trace"
+            return _error_reply(ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message))
+
+    async def _send(self, reply: Reply, *, head_only: bool = False, last: bool = False) -> None:
+        has_body = bool(reply.body)
+        headers = [
+            (b"Server", SERVER),
+            (b"Connection", b"close" if last else b"keep-alive"),
+            (b"Content-Type", reply.content_type.encode("ascii")),
+        ]
+        if has_body:
+            headers.append((b"Content-Length", str(len(reply.body)).encode("ascii")))
+        status = HTTPStatus(reply.status if has_body else HTTPStatus.NO_CONTENT)
+        reason = status.phrase.encode("ascii")
+        events: list[h11.Event] = [
+            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.EndOfMessage(),
+        ]
+        if has_body and not head_only:
+            events.insert(1, h11.Data(data=reply.body))
+        self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
+        await self._writer.drain()
+
+
+def _error_reply(error: ApiError) -> Reply:
+    body = msgspec.json.encode(ErrorBody(error.code, str(error)))
+    return Reply(body, status=error.status)
+
+
+def _request(head: h11.Request, body: bytes) -> Request:
+    target = head.target.decode("ascii")
+    path, _, query = target.partition("?")
+    try:
+        fields = parse_qsl(query, keep_blank_values=True, max_num_fields=QUERY_FIELDS_LIMIT)
+    except ValueError as error:
+        raise ApiError(HTTPStatus.BAD_REQUEST, f"QueryString: {error}") from None
+    return Request(head.method.decode("ascii"), unquote(path), dict(fields), body)
+
+
+def _listen(path: str) -> socket.socket:
+    if len(os.fsencode(path)) > PATH_LIMIT_BYTES - len(".new"):
+        raise Failure(f"{path}: too long for a socket", "set a shorter [api] socket")
+    if _is_served(path):
+        raise Failure(
+            f"{path}: another daemon listens there", "stop it, or set another [api] socket"
+        )
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    fresh = f"{path}.new"
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        listener.bind(fresh)
+        os.chmod(fresh, 0o600)
+        listener.listen(socket.SOMAXCONN)
+        # Whoever polls for the path must not find a socket that refuses connections.
+        os.rename(fresh, path)
+    except OSError as error:
+        listener.close()
+        raise Failure(
+            f"{path}: cannot listen: {error.strerror}",
+            "make its directory, writable for root, or set another [api] socket",
+        ) from None
+    return listener
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        # EAGAIN: somebody listens whose backlog is full.
+        return probe.connect_ex(path) in (0, errno.EAGAIN)

@@ -1,0 +1,149 @@
+"""What goes over the control API: one struct per request and reply, shared by daemon and client."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+
+from fscached import __version__, version
+from fscached.control.state import State
+
+REFERENCE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*\Z"
+"""Characters of an image reference (docker's grammar); whoever resolves it checks the rest."""
+
+
+class Version(msgspec.Struct, frozen=True):
+    """nydusd's `version` object; its Go client needs a string in each."""
+
+    package_ver: str = __version__
+    git_commit: str = version.git_commit()
+    build_time: str = ""
+    profile: str = version.PROFILE
+    rustc: str = f"none ({version.PYTHON})"
+
+
+class DaemonInfo(msgspec.Struct, frozen=True):
+    """Reply of `GET /api/v1/daemon`."""
+
+    state: State
+    id: str | None = None
+    supervisor: str | None = None
+    version: Version = Version()
+    backend_collection: None = None
+
+
+class LogLevel(msgspec.Struct, frozen=True):
+    """Body of `PUT /api/v1/daemon`."""
+
+    log_level: str
+
+
+class Events(msgspec.Struct, frozen=True):
+    """Reply of `GET /api/v1/daemon/events`: the last errors. Sizes are in characters."""
+
+    max_errors: int
+    total_errors: int
+    max_size: int
+    total_size: int
+    errors: list[str]
+
+
+class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who pulls an image; kept in memory and with the supervisor, never on a disk."""
+
+    username: Annotated[str, Meta(max_length=1024)]
+    password: Annotated[str, Meta(max_length=65_536)]
+
+    def __repr__(self) -> str:
+        return "Credentials(***)"
+
+
+class AddImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /api/v2/images`."""
+
+    reference: Annotated[str, Meta(min_length=1, max_length=1024, pattern=REFERENCE_PATTERN)]
+    credentials: Credentials | None = None
+
+
+class ImageInfo(msgspec.Struct, frozen=True):
+    """A registered image. Mount it with `fsid` and, when not empty, `domain_id`.
+
+    `settled` is false while a cache file of it may still be an unlinked temporary file, which a
+    crash of the host would lose: mount, umount and mount again.
+    """
+
+    reference: str
+    fsid: str
+    domain_id: str
+    manifest_digest: str
+    blobs: list[str]
+    settled: bool
+
+
+class ObjectStatus(msgspec.Struct, frozen=True):
+    """One object of the kernel: a bootstrap or a blob. Counts are since the daemon started.
+
+    `resident_bytes` is None until the kernel has said what it holds; `requests` are HTTP requests
+    sent for it, `received_bytes` their bodies' bytes.
+    """
+
+    id: str
+    size_bytes: int
+    resident_bytes: int | None = None
+    reads: int = 0
+    reads_failed: int = 0
+    requests: int = 0
+    received_bytes: int = 0
+    bad_chunks: int = 0
+
+
+class ImageStatus(msgspec.Struct, frozen=True):
+    """An image and its objects. A blob that images share is counted in each of them."""
+
+    reference: str
+    fsid: str
+    domain_id: str
+    manifest_digest: str
+    settled: bool
+    bootstrap: ObjectStatus
+    blobs: list[ObjectStatus]
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Counts of the whole daemon since it started; every READ and request exactly once."""
+
+    opens: int = 0
+    closes: int = 0
+    open_objects: int = 0
+    reads: int = 0
+    reads_waiting: int = 0
+    reads_failed: int = 0
+    requests: int = 0
+    received_bytes: int = 0
+    written_bytes: int = 0
+    bad_chunks: int = 0
+    source_errors: int = 0
+
+
+class Status(msgspec.Struct, frozen=True):
+    """Reply of `GET /api/v2/status`: what `fscached status` prints."""
+
+    version: str
+    git_commit: str
+    pid: int
+    state: State
+    transport: str
+    cache_directory: str
+    uptime_s: float
+    rss_bytes: int
+    totals: Totals
+    images: list[ImageStatus]
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Body of every reply that is not a success."""
+
+    code: str
+    message: str

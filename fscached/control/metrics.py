@@ -1,0 +1,121 @@
+"""Counters for whoever scrapes them: Prometheus' text format, and nydusd's two JSON shapes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from fscached.control.messages import ImageStatus, ObjectStatus, Status, Totals
+
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+_GAUGES: Final = {"open_objects", "reads_waiting"}
+_HELP: Final = {
+    "opens": "Objects the kernel has opened.",
+    "closes": "Objects the kernel has closed.",
+    "open_objects": "Objects open now.",
+    "reads": "READs of the kernel.",
+    "reads_waiting": "READs not answered yet.",
+    "reads_failed": "READs answered without their bytes; the reader gets EIO.",
+    "requests": "HTTP requests sent for bytes of blobs.",
+    "received_bytes": "Bytes of their bodies.",
+    "written_bytes": "Bytes written to cache files.",
+    "bad_chunks": "Chunks whose digest was wrong; never written.",
+    "source_errors": "Transfers that failed after all their tries.",
+}
+
+
+def resident_memory_bytes() -> int:
+    """Resident memory of this process (second number of /proc/self/statm, proc(5))."""
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    return pages * os.sysconf("SC_PAGESIZE")
+
+
+def prometheus(status: Status) -> bytes:
+    """The totals, each image's resident and full size, and the process' own figures."""
+    return "".join(f"{line}\n" for line in _lines(status)).encode()
+
+
+def backend(image: ImageStatus) -> dict[str, Any]:
+    """nydusd's BackendMetrics of one image. Its latency distributions are not kept: zeros."""
+    blobs = image.blobs
+    return {
+        "backend_type": "registry",
+        "read_count": sum(blob.requests for blob in blobs),
+        "read_errors": sum(blob.reads_failed for blob in blobs),
+        "read_amount_total": sum(blob.received_bytes for blob in blobs),
+        "read_cumulative_latency_millis_total": 0,
+        "read_cumulative_latency_millis_dist": [0] * 8,
+        "read_count_block_size_dist": [0] * 8,
+        "read_latency_sizes_dist": [[0] * 8 for _ in range(8)],
+    }
+
+
+def blobcache(image: ImageStatus, store_path: str) -> dict[str, Any]:
+    """nydusd's BlobcacheMetrics of one image; what the kernel transport has no word for is zero.
+
+    Every READ is a miss, so hits are zero by nature: the kernel serves those alone.
+    """
+    blobs = image.blobs
+    complete = all(blob.resident_bytes == blob.size_bytes for blob in blobs)
+    return {
+        "id": image.fsid,
+        "underlying_files": [f"{blob.id}.blob.data" for blob in blobs],
+        "store_path": store_path,
+        "partial_hits": 0,
+        "whole_hits": 0,
+        "total": sum(blob.reads for blob in blobs),
+        "entries_count": len(blobs),
+        "prefetch_data_amount": 0,
+        "prefetch_requests_count": 0,
+        "prefetch_workers": 0,
+        "prefetch_unmerged_chunks": 0,
+        "prefetch_cumulative_time_millis": 0,
+        "prefetch_begin_time_secs": 0,
+        "prefetch_begin_time_millis": 0,
+        "prefetch_end_time_secs": 0,
+        "prefetch_end_time_millis": 0,
+        "buffered_backend_size": 0,
+        "data_all_ready": complete,
+    }
+
+
+def _lines(status: Status) -> Iterator[str]:
+    for field in msgspec.structs.fields(Totals):
+        kind, suffix = ("gauge", "") if field.name in _GAUGES else ("counter", "_total")
+        name = f"fscached_{field.name}{suffix}"
+        yield f"# HELP {name} {_HELP[field.name]}"
+        yield f"# TYPE {name} {kind}"
+        yield f"{name} {getattr(status.totals, field.name)}"
+    yield from _gauge("resident_memory_bytes", "Memory of the daemon.", status.rss_bytes)
+    yield from _gauge("uptime_seconds", "Since the daemon started.", status.uptime_s)
+    yield from _gauge("images", "Images registered.", len(status.images))
+    yield from _objects(status.images, "size_bytes", "Uncompressed bytes of the image.")
+    yield from _objects(status.images, "resident_bytes", "Bytes of the image in the cache.")
+
+
+def _gauge(name: str, meaning: str, value: float) -> Iterator[str]:
+    yield f"# HELP fscached_{name} {meaning}"
+    yield f"# TYPE fscached_{name} gauge"
+    yield f"fscached_{name} {value:g}" if isinstance(value, float) else f"fscached_{name} {value}"
+
+
+def _objects(images: list[ImageStatus], field: str, meaning: str) -> Iterator[str]:
+    yield f"# HELP fscached_image_{field} {meaning}"
+    yield f"# TYPE fscached_image_{field} gauge"
+    for image in images:
+        value = sum(_amount(item, field) for item in (image.bootstrap, *image.blobs))
+        labels = f'fsid="{_escaped(image.fsid)}",reference="{_escaped(image.reference)}"'
+        yield f"fscached_image_{field}{{{labels}}} {value}"
+
+
+def _amount(item: ObjectStatus, field: str) -> int:
+    return int(getattr(item, field) or 0)
+
+
+def _escaped(label: str) -> str:
+    return label.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

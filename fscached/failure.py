@@ -1,0 +1,27 @@
+"""The one exception a person at a terminal sees: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Failure(Exception):
+    """Something that a person has to mend.
+
+    `what` says what is wrong and where, `remedy` what to do; neither holds a secret. The command
+    line prints both in one line and ends with `exit_code`: 1 it did not work, 2 it was asked
+    wrongly (arguments, configuration), 3 something must be there first.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}: {remedy}")
+        self.what = what
+        self.remedy = remedy
+
+
+class Missing(Failure):
+    """A precondition is not met: no daemon, no kernel feature, no directory."""
+
+    exit_code = 3
