@@ -121,6 +121,11 @@ class OpenBlob:
         await self._fly(fetch, Priority.PREFETCH, deadline_s)
         return True
 
+    async def settled(self) -> None:
+        """Return when nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
         self.stage = Stage.CLOSED

@@ -1,0 +1,262 @@
+"""READs in, right bytes or EIO out, whatever goes wrong between."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from fscached.source import Fault, Priority, SourceError
+from fscached.transport import ObjectId, ObjectKey, Ticket, Wanted
+from rafs_v6 import ImageError
+from rafs_v6.layout import Compressor
+from tests.fill.conftest import KEY, MIB, Scene
+
+pytestmark = pytest.mark.asyncio
+
+
+@asynccontextmanager
+async def opened(scene: Scene) -> AsyncIterator[Scene]:
+    """The scene with its blob mounted."""
+    try:
+        await scene.kernel.open(KEY)
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.mark.parametrize("compressor", [Compressor.NONE, Compressor.LZ4_BLOCK, Compressor.ZSTD])
+async def test_every_byte_is_right(scene, compressor):
+    """A blob of odd chunks, read whole, is its content and its padding is zeros."""
+    rng = random.Random(1)
+    sizes = [rng.randrange(1, 300_000) for _ in range(40)] + [MIB] * 4
+    async with opened(scene(sizes, compressor)) as here:
+        size = len(here.remote.content)
+        assert await here.kernel.read(KEY, 0, size) == here.remote.content
+        assert here.objects.tallies[KEY].bad_chunks == 0
+        assert here.objects.waiting == 0
+        assert here.kernel.rewritten_bytes == 0
+
+
+async def test_a_read_of_the_last_byte(scene):
+    """A READ that ends at the padded end of the blob is filled."""
+    async with opened(scene([5000, 1])) as here:
+        size = len(here.remote.content)
+        assert await here.kernel.read(KEY, size - 1, size) == here.remote.content[-1:]
+
+
+async def test_one_request_brings_a_window(scene):
+    """A read of four KiB asks the source for one MiB, starting at its own chunk."""
+    async with opened(scene([65536] * 64, Compressor.NONE)) as here:
+        await here.kernel.read(KEY, 8 * 65536, 8 * 65536 + 4096)
+        assert here.source.asked == [(8 * 65536, 24 * 65536, Priority.DEMAND)]
+
+
+async def test_readers_of_one_chunk_share_one_fetch(scene):
+    """Sixty-four readers, every chunk fetched once, nothing written twice."""
+    async with opened(scene([65536] * 64, Compressor.NONE)) as here:
+        reads = [here.kernel.read(KEY, i * 65536, i * 65536 + 65536) for i in range(64)]
+        for index, data in enumerate(await asyncio.gather(*reads)):
+            assert data == here.remote.content[index * 65536 : (index + 1) * 65536]
+        fetched = sorted(byte for start, end, _ in here.source.asked for byte in (start, end))
+        assert sum(end - start for start, end, _ in here.source.asked) == 64 * 65536, fetched
+        assert here.kernel.rewritten_bytes == 0
+
+
+async def test_a_reader_wakes_before_its_window_has_come(scene):
+    """The source stops after the first chunk: its reader has its bytes all the same."""
+    async with opened(scene([65536] * 16, Compressor.NONE)) as here:
+        reader = asyncio.create_task(here.kernel.read(KEY, 0, 4096))
+        original = here.source.gate.wait
+        pieces = 0
+
+        async def stop_after_one() -> bool:
+            nonlocal pieces
+            pieces += 1
+            if pieces > 1:
+                here.source.gate.clear()
+            return await original()
+
+        here.source.gate.wait = stop_after_one  # type: ignore[method-assign]
+        assert await asyncio.wait_for(reader, 10) == here.remote.content[:4096]
+        here.source.gate.set()
+
+
+async def test_wrong_bytes_are_fetched_again_and_never_written(scene, caplog):
+    """A flipped bit at the source costs one more request, and the reader never sees it."""
+    async with opened(scene([65536] * 4, Compressor.NONE)) as here:
+        here.source.file[70_000] ^= 1
+        original = here.source.read
+
+        async def mend_after_first(*arguments):
+            answer = await original(*arguments)
+            here.source.file[70_000] = here.remote.content[70_000]
+            return answer
+
+        here.source.read = mend_after_first  # type: ignore[method-assign]
+        data = await here.kernel.read(KEY, 65536, 131072)
+        assert data == here.remote.content[65536:131072]
+        assert here.objects.tallies[KEY].bad_chunks == 1
+        assert "digest" in caplog.text
+
+
+@pytest.mark.parametrize("compressor", [Compressor.NONE, Compressor.ZSTD])
+async def test_bytes_that_stay_wrong_are_eio(scene, compressor, caplog):
+    """Two tries, then EIO; the neighbours in the window are served."""
+    async with opened(scene([65536] * 4, compressor)) as here:
+        here.source.file[here.remote.chunks.remote_offset(1) + 20] ^= 1
+        with pytest.raises(OSError) as error:
+            await here.kernel.read(KEY, 65536, 131072, asks=4)
+        assert error.value.errno == errno.EIO
+        assert here.objects.tallies[KEY].bad_chunks == 2
+        assert caplog.text.count("chunk 1") == 2
+        assert await here.kernel.read(KEY, 0, 65536) == here.remote.content[:65536]
+
+
+async def test_a_failed_read_fails_within_one_deadline(scene, caplog):
+    """The kernel asks four times for a page of a mapping: only the first waits for the source."""
+    async with opened(scene([65536] * 4, deadline_s=0.2, refusal_s=5.0)) as here:
+        here.source.gate.clear()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(OSError):
+            await here.kernel.read(KEY, 0, 4096, asks=4)
+        assert asyncio.get_running_loop().time() - began < 0.4
+        assert len(here.source.asked) == 1
+
+
+async def test_a_source_that_returns_is_used_again(scene, caplog):
+    """No object is dead for good because a registry was down for a minute."""
+    async with opened(scene([65536] * 4, refusal_s=0.0)) as here:
+        here.source.break_after_bytes = 0
+        with pytest.raises(OSError):
+            await here.kernel.read(KEY, 0, 4096)
+        here.source.break_after_bytes = None
+        assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
+
+
+async def test_a_missing_chunk_map_fails_only_who_waits(scene, caplog):
+    """The blob's tail cannot be fetched, later it can."""
+    async with opened(scene([65536] * 4, refusal_s=0.0)) as here:
+        for error in (SourceError("registry is down", Fault.NETWORK), ImageError("a bit flipped")):
+            here.chunks_error = error
+            with pytest.raises(OSError):
+                await here.kernel.read(KEY, 0, 4096)
+        assert "a bit flipped" in caplog.text
+        here.chunks_error = None
+        assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
+
+
+async def test_a_full_disk_fails_reads_and_recovers(scene, caplog):
+    """Resident data is unaffected; after space is freed reads work without a restart."""
+    async with opened(scene([65536] * 32, Compressor.NONE, refusal_s=0.0)) as here:
+        await here.kernel.read(KEY, 0, 4096)
+        await settled(here)
+        here.kernel.floor_bytes = here.kernel.free_bytes
+        with pytest.raises(OSError):
+            await here.kernel.read(KEY, 31 * 65536, 32 * 65536)
+        assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
+        here.kernel.floor_bytes = 0
+        data = await here.kernel.read(KEY, 31 * 65536, 32 * 65536)
+        assert data == here.remote.content[31 * 65536 :]
+
+
+async def test_deadlines_fire_while_a_writer_is_stuck(scene, caplog):
+    """A frozen cache file system does not hang the reader."""
+    async with opened(scene([65536] * 4, deadline_s=0.2)) as here:
+        here.kernel.freeze()
+        try:
+            with pytest.raises(OSError):
+                await asyncio.wait_for(here.kernel.read(KEY, 0, 4096), 5)
+        finally:
+            here.kernel.thaw()
+        await settled(here)
+
+
+async def test_a_successor_fetches_nothing_that_is_resident(scene):
+    """After `kill -9` in the middle of reads: right bytes, nothing written twice."""
+    async with opened(scene([65536] * 64, Compressor.NONE)) as here:
+        await here.kernel.read(KEY, 0, 16 * 65536)
+        await settled(here)
+        before = here.kernel.resident_bytes(KEY)
+        here.source.gate.clear()
+        reader = asyncio.create_task(here.kernel.read(KEY, 0, 64 * 65536))
+        await until(lambda: here.kernel.unanswered)
+        here.replace_daemon()
+        here.source.asked.clear()
+        here.source.gate.set()
+        assert await reader == here.remote.content
+        assert sum(end - start for start, end, _ in here.source.asked) == 64 * 65536 - before
+        assert here.kernel.rewritten_bytes == 0
+
+
+async def test_a_killed_reader_leaves_nothing_behind(scene):
+    """Its chunk lands, its ticket is nobody's."""
+    async with opened(scene([65536] * 4)) as here:
+        here.source.gate.clear()
+        reader = asyncio.create_task(here.kernel.read(KEY, 0, 4096))
+        await until(lambda: here.objects.waiting)
+        reader.cancel()
+        here.source.gate.set()
+        assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
+        await settled(here)
+        assert here.objects.waiting == 0
+
+
+async def test_an_unknown_key_fails_the_mount_with_a_line(scene, caplog):
+    """ENOENT at once, and the log says what to do."""
+    here = scene([4096])
+    try:
+        with pytest.raises(FileNotFoundError):
+            await here.kernel.open(ObjectKey("domain", "stranger"))
+        assert "stranger" in caplog.text and "fscached mount" in caplog.text
+    finally:
+        here.close()
+
+
+async def test_a_bug_of_ours_fails_the_reader_instead_of_hanging_it(scene, caplog):
+    """Whatever raises inside, the READ is answered."""
+    async with opened(scene([65536] * 4)) as here:
+        here.objects._open[here.kernel.object_id(KEY)].wanted = None  # type: ignore[assignment]
+        with pytest.raises(OSError):
+            await asyncio.wait_for(here.kernel.read(KEY, 0, 4096), 5)
+        assert caplog.records[-1].levelno == logging.ERROR
+
+
+async def test_a_read_of_an_unknown_object_is_answered(scene, caplog):
+    """nydusd leaves such a reader hanging."""
+    here = scene([4096])
+    answered = []
+    here.kernel.failed = lambda *arguments: answered.append(arguments)  # type: ignore[method-assign]
+    here.objects.handle(Wanted(ObjectId(77), 0, 4096, Ticket(5)))
+    assert answered == [(77, 5, errno.EIO)]
+    here.close()
+
+
+async def test_prefetch_brings_what_nobody_asked_for(scene):
+    """All of the blob is resident in the end, fetched once, demand included."""
+    async with opened(scene([65536] * 64, Compressor.NONE)) as here:
+        await here.kernel.read(KEY, 5 * 65536, 5 * 65536 + 1)
+        (blob,) = here.objects.blobs("domain").values()
+        while await blob.prefetch(4 * MIB, 60.0):
+            pass
+        await settled(here)
+        assert here.kernel.content(KEY) == here.remote.content
+        assert here.kernel.rewritten_bytes == 0
+        assert blob.blob.complete
+
+
+async def settled(here: Scene) -> None:
+    """All flights have ended."""
+    for blob in here.objects.blobs("domain").values():
+        await blob.settled()
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Let the loop turn until something has happened; the test's own time limit bounds it."""
+    while not happened():  # noqa: ASYNC110 - there is no event to wait for in the kernel
+        await asyncio.sleep(0)
