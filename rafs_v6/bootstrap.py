@@ -31,12 +31,15 @@ from rafs_v6.layout import (
     DEVICES_OFFSET,
     DIGEST_FLAGS,
     DIRENT_BYTES,
+    FILE_TYPES,
     INFO_V1_BYTES,
     INFO_V2_BYTES,
     INODE_BYTES,
     MAX_BLOBS,
+    MAX_CACHE_BYTES,
     MAX_CHUNK_BYTES,
     MAX_CHUNKS,
+    MAX_REMOTE_BYTES,
     META_HEADER_BYTES,
     MIN_CHUNK_BYTES,
     NID_BYTES,
@@ -67,18 +70,7 @@ MAX_TARGET_BYTES = 4095
 """Longest symbolic link."""
 MAX_DEPTH = 2048
 """Deepest directory walked: no path below it fits PATH_MAX."""
-MAX_COMPRESSED_BYTES = 1 << 40
-MAX_UNCOMPRESSED_BYTES = 1 << 44
 
-FILE_TYPES = {
-    stat.S_IFREG: FileType.REGULAR,
-    stat.S_IFDIR: FileType.DIRECTORY,
-    stat.S_IFCHR: FileType.CHARACTER,
-    stat.S_IFBLK: FileType.BLOCK,
-    stat.S_IFIFO: FileType.FIFO,
-    stat.S_IFSOCK: FileType.SOCKET,
-    stat.S_IFLNK: FileType.SYMLINK,
-}
 _FLAT = frozenset({DataLayout.FLAT_PLAIN, DataLayout.FLAT_INLINE})
 _CHUNKED = frozenset({DataLayout.CHUNK_BASED})
 _ENTRY_BLOB = struct.Struct("<32xI44x")
@@ -481,9 +473,9 @@ def _require_entry(entry: BlobEntry, slot: DeviceSlot, index: int, chunk_size: i
             f"{where}: device slot ({slot.tag}, {slot.blocks} blocks) and blob table "
             f"({entry.uncompressed_size} bytes) differ"
         )
-    if not 0 < entry.uncompressed_size <= MAX_UNCOMPRESSED_BYTES:
+    if not 0 < entry.uncompressed_size <= MAX_CACHE_BYTES:
         raise ImageError(f"{where}: a cache file of {entry.uncompressed_size} bytes")
-    if entry.compressed_size > MAX_COMPRESSED_BYTES:
+    if entry.compressed_size > MAX_REMOTE_BYTES:
         raise ImageError(f"{where}: a blob file of {entry.compressed_size} bytes is over 1 TiB")
     if entry.blob_index != index or entry.chunk_size != chunk_size:
         raise ImageError(

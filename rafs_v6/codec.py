@@ -52,7 +52,7 @@ def _lz4_block(source: Memory, size: int) -> bytes:
 
 def _gzip(source: Memory, size: int) -> bytes:
     decoder = zlib.decompressobj(wbits=_GZIP_WBITS)
-    plain = decoder.decompress(source, size)
+    plain = decoder.decompress(source, max(size, 1))  # 0 would mean without limit
     # The checksum behind the last byte is only read when asked for one byte more.
     excess = decoder.decompress(decoder.unconsumed_tail, 1)
     if excess or not decoder.eof or decoder.unused_data:

@@ -13,6 +13,7 @@ fit or says something no such structure can say; whether it makes sense *in its 
 from __future__ import annotations
 
 import enum
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
@@ -34,6 +35,8 @@ DIGEST_BYTES = 32
 BLOB_ID_BYTES = 64
 MAX_BLOBS = 254
 MAX_CHUNKS = (1 << 24) - 1
+MAX_REMOTE_BYTES = 1 << 40
+MAX_CACHE_BYTES = 1 << 44
 MIN_CHUNK_BYTES = BLOCK_BYTES
 MAX_CHUNK_BYTES = 1 << 24
 UNKNOWN_BLOB_ID = "x" * BLOB_ID_BYTES
@@ -171,6 +174,17 @@ class FileType(enum.IntEnum):
     SOCKET = 6
     SYMLINK = 7
 
+
+FILE_TYPES: Mapping[int, FileType] = {
+    stat.S_IFREG: FileType.REGULAR,
+    stat.S_IFDIR: FileType.DIRECTORY,
+    stat.S_IFCHR: FileType.CHARACTER,
+    stat.S_IFBLK: FileType.BLOCK,
+    stat.S_IFIFO: FileType.FIFO,
+    stat.S_IFSOCK: FileType.SOCKET,
+    stat.S_IFLNK: FileType.SYMLINK,
+}
+"""File types by the type bits of a mode."""
 
 CHUNK_FORMAT_INDEXES = 0x20
 """Bit of a regular file's `i_u`: the chunks are described by 8-byte indexes."""
