@@ -21,8 +21,9 @@ from typing import BinaryIO, Self, cast
 import zstandard
 
 from rafs_v6 import ImageError
+from rafs_v6.bootstrap import MAX_TARGET_BYTES
 from rafs_v6.merge import hides
-from rafs_v6.tree import MAX_TARGET_BYTES, Node
+from rafs_v6.tree import Node
 
 MAX_LAYER_BYTES = 1 << 38
 MAX_ENTRIES = 1 << 22

@@ -14,6 +14,7 @@ from os import fsdecode
 from typing import BinaryIO, NamedTuple
 
 from rafs_v6 import ImageError
+from rafs_v6.bootstrap import FILE_TYPES
 from rafs_v6.layout import (
     BLOB_ENTRY_BYTES,
     BLOCK_BYTES,
@@ -33,7 +34,6 @@ from rafs_v6.layout import (
     Dirent,
     ExtendedInode,
     ExtendedSuperblock,
-    FileType,
     RafsFlags,
     Superblock,
     align_up,
@@ -48,15 +48,6 @@ from rafs_v6.pack import Chunk, Chunks, Format, Progress, pack
 from rafs_v6.placement import Inode, Placement, block_names, place
 from rafs_v6.tree import Node, lookup
 
-_FILE_TYPES = {
-    stat.S_IFREG: FileType.REGULAR,
-    stat.S_IFDIR: FileType.DIRECTORY,
-    stat.S_IFCHR: FileType.CHARACTER,
-    stat.S_IFBLK: FileType.BLOCK,
-    stat.S_IFIFO: FileType.FIFO,
-    stat.S_IFSOCK: FileType.SOCKET,
-    stat.S_IFLNK: FileType.SYMLINK,
-}
 _MAX_BLOCK = 0xFFFFFFFF
 _MAPPED_ALIGNMENT = 512 << 10
 
@@ -263,7 +254,7 @@ def _write(image: bytearray, offset: int, data: bytes) -> None:
 def _directory_data(inode: Inode) -> bytes:
     blocks = [
         pack_dirents(
-            Dirent(name, entry.nid, _FILE_TYPES[stat.S_IFMT(entry.node.mode)])
+            Dirent(name, entry.nid, FILE_TYPES[stat.S_IFMT(entry.node.mode)])
             for name, entry in block
         )
         for block in block_names(inode.entries)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from os import fsdecode
 
 from rafs_v6 import ImageError
 from rafs_v6.layout import (
@@ -26,6 +27,8 @@ from rafs_v6.layout import (
 from rafs_v6.tree import Node, groups
 
 MAX_INODES = (1 << 31) - 1
+MAX_PATH_BYTES = 4094
+"""Longest path below the root: PATH_MAX without the leading slash and the NUL."""
 _MAX_XATTR_ICOUNT = 0xFFFF
 _SLOTS = BLOCK_BYTES // NID_BYTES
 
@@ -130,12 +133,15 @@ class _Placing:
         return inode
 
     def _inode(self, path: bytes, node: Node) -> Inode:
+        where = fsdecode(path) or "the root"
+        if len(path) > MAX_PATH_BYTES or len(self._inodes) == MAX_INODES:
+            raise ImageError(f"{where[:99]}…: path of {len(path)} bytes, or too many files")
         try:
             inode = Inode(node, len(self._inodes) + 1, pack_xattrs(node.xattrs))
         except ImageError as error:
-            raise ImageError(f"/{path.decode(errors='replace')}: {error}") from error
-        if xattr_icount(len(inode.xattrs)) > _MAX_XATTR_ICOUNT or inode.number > MAX_INODES:
-            raise ImageError(f"/{path.decode(errors='replace')}: too many xattrs, or inodes")
+            raise ImageError(f"{where}: {error}") from error
+        if xattr_icount(len(inode.xattrs)) > _MAX_XATTR_ICOUNT:
+            raise ImageError(f"{where}: {len(inode.xattrs)} bytes of xattrs, 256 KiB can be")
         self._inodes.append(inode)
         if node.is_directory:
             inode.nlink = 2

@@ -19,9 +19,6 @@ from rafs_v6 import ImageError
 Data: TypeAlias = Callable[[], BinaryIO]
 """Opens the content of a regular file, at its start; may be called more than once."""
 
-MAX_TARGET_BYTES = 4095
-"""Longest symlink: PATH_MAX without the NUL, and what nydusd takes."""
-
 
 @dataclass(slots=True, eq=False)
 class Node:
