@@ -1,0 +1,99 @@
+"""Where a URL leads, whom to trust there, and what was spent on it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+from urllib.parse import urlsplit
+
+from fscached import __version__
+from fscached.source import Fault, SourceError
+
+USER_AGENT: Final = f"fscached/{__version__}"
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What was sent and received: every HTTP request, refused ones and redirects too, and every
+    body byte, useful or not."""
+
+    requests: int = 0
+    received_bytes: int = 0
+
+    def add(self, other: Traffic) -> None:
+        self.requests += other.requests
+        self.received_bytes += other.received_bytes
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Which servers to believe: those the system's authorities vouch for, those of `ca_file` (PEM)
+    instead, or, with `verify` off, any."""
+
+    verify: bool = True
+    ca_file: str = ""
+
+    @cached_property
+    def bundle(self) -> str:
+        """Path of the PEM file of authorities. pycurl's wheels come without any."""
+        system = ssl.get_default_verify_paths().cafile
+        if self.ca_file or (system and os.path.isfile(system)):
+            return self.ca_file or str(system)
+        import certifi
+
+        return certifi.where()
+
+
+def origin_of(url: str) -> str:
+    """`scheme://host:port` of a URL: what a credential belongs to, and all that errors may name.
+
+    Raises SourceError for anything but plain http and https.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if (
+        not host
+        or parts.scheme not in _PORTS
+        or parts.username is not None
+        or not (url.isascii() and url.isprintable())
+        or " " in url
+    ):
+        raise SourceError("an address that is no plain http or https URL", Fault.PROTOCOL)
+    name = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{name}:{port or _PORTS[parts.scheme]}"
+
+
+def host_name(host: str) -> str:
+    """A `host[:port]` without its port, and an IPv6 address without its brackets."""
+    return urlsplit(f"//{host}").hostname or ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host[:port]` is this machine, and so may be spoken to without TLS."""
+    name = host_name(host)
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def is_inward(host: str) -> bool:
+    """Whether `host[:port]` is an address inside the network, where no stranger may send us."""
+    name = host_name(host)
+    try:
+        return not ipaddress.ip_address(name).is_global
+    except ValueError:
+        return name == "localhost"
+
+
+def scheme_of(host: str, insecure: bool) -> str:
+    """http for a registry configured so or on this machine, https for every other."""
+    return "http" if insecure or is_loopback(host) else "https"

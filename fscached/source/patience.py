@@ -1,0 +1,64 @@
+"""Whether, how often and how soon to try again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fscached.source import Fault, SourceError
+
+RETRIED_STATUSES: Final = frozenset({408, 425, 429, 499, 500, 502, 503, 504})
+RETRY_AFTER_LIMIT_S: Final = 60.0
+
+
+class Refusal(SourceError):
+    """The origin's answer, which another try will not change."""
+
+
+class Busy(SourceError):
+    """The origin wants to be asked later: `retry_after_s`, 0 when it did not say."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message, Fault.ORIGIN)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Further tries after failures in a row, and the pause before the first; it doubles.
+
+    A transfer that brought bytes before it broke is no failure in a row.
+    """
+
+    retries: int = 5
+    pause_s: float = 0.1
+    pause_limit_s: float = 5.0
+
+    def pause_after(self, error: SourceError, failures: int) -> float | None:
+        """Seconds to wait after so many failures in a row (1 is the first); None: give up.
+
+        The jitter of a half keeps many readers from coming back together.
+        """
+        lasting = isinstance(error, Refusal) or error.fault not in (Fault.NETWORK, Fault.ORIGIN)
+        if lasting or failures > self.retries:
+            return None
+        longest_s: float = min(self.pause_limit_s, self.pause_s * 2 ** (failures - 1))
+        pause_s = longest_s * random.uniform(0.5, 1)
+        return max(pause_s, error.retry_after_s) if isinstance(error, Busy) else pause_s
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float:
+    """Seconds the server asks to be left alone (RFC 9110 10.2.3), capped; 0 when it does not."""
+    value = headers.get("retry-after", "")
+    if value.isascii() and value.isdigit():
+        return min(float(value[:9]), RETRY_AFTER_LIMIT_S)
+    from email.utils import parsedate_to_datetime
+
+    try:
+        wait_s = parsedate_to_datetime(value).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return 0.0
+    return min(max(wait_s, 0.0), RETRY_AFTER_LIMIT_S)
