@@ -1,0 +1,200 @@
+"""EROFS mounts whose bytes the kernel asks for, and what is mounted already.
+
+Through the file-descriptor mount API: its context log says why EROFS refused, which mount(2) does
+not. Mounting makes the kernel ask for the image's superblock and root directory, so whoever calls
+`mount_fsid` waits for the daemon: never call it from the daemon's event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from cdefs import mount
+from fscached.failure import Failure
+
+NAME_BYTES_MAX = 200
+"""Of a fsid or domain: with `erofs,` and a prefix it still is one file name of the cache."""
+
+_LOG_LINES_MAX = 16
+_MOUNTINFO = Path("/proc/self/mountinfo")
+_NOT_SUPPORTED = re.compile(r"option not supported|Unknown parameter '(fsid|domain_id)'")
+
+_TYPE_REMEDIES = {
+    errno.ENODEV: "load the erofs module, or boot a kernel that has it",
+    errno.EPERM: "mount as root",
+}
+_CREATE_REMEDIES = {
+    errno.EBUSY: "this fsid is mounted already: bind-mount the first mount point",
+    errno.EEXIST: "this fsid is mounted already in its domain: bind-mount the first mount point",
+    errno.ENOENT: "the daemon does not know this image: register it first",
+    errno.ENOBUFS: "nobody serves the cache, or its file system is full: see `fscached doctor`",
+    errno.EIO: "the image could not be read: see the daemon's log",
+    errno.EINVAL: "not a RAFS v6 image this kernel can mount: see the kernel's log",
+    errno.EPERM: "mount as root",
+}
+_TARGET_REMEDIES = {
+    errno.ENOENT: "create the directory first",
+    errno.ENOTDIR: "mount on a directory",
+    errno.EBUSY: "something in that directory is in use: stop it, or unmount lazily",
+    errno.EINVAL: "nothing is mounted there",
+    errno.EPERM: "mount as root",
+}
+
+
+class MountError(Failure):
+    """A mount or unmount the kernel refused: what it said (with its errno) and what to do."""
+
+    def __init__(self, what: str, remedy: str, code: int) -> None:
+        super().__init__(what, remedy)
+        self.errno = code
+
+
+class MountPoint(NamedTuple):
+    """One line of mountinfo. `device` is major:minor: the same for all mounts of a superblock."""
+
+    device: str
+    target: str
+    fs_type: str
+    options: tuple[tuple[str, str], ...]
+    """Of the superblock, in order, repeated ones too."""
+
+
+class Mount(NamedTuple):
+    """An EROFS over fscache that is mounted; bind mounts of it have the same `device`."""
+
+    fsid: str
+    domain_id: str | None
+    target: str
+    device: str
+
+
+def mount_fsid(target: str, fsid: str, domain_id: str | None = None) -> None:
+    """Mount the image `fsid` read-only on the directory `target` (absolute).
+
+    Images of one domain share the cache files of blobs they have in common. Blocks until the
+    daemon has answered. Raises MountError.
+    """
+    _check_name("fsid", fsid)
+    if domain_id is not None:
+        _check_name("domain_id", domain_id)
+    _check_target(target)
+    what = f"mounting {fsid} on {target}"
+    with _refused(what, _TYPE_REMEDIES), _closing(mount.fsopen("erofs")) as context:
+        with _refused(what, _CREATE_REMEDIES, context):
+            if domain_id is not None:
+                mount.fsconfig_set_string(context, "domain_id", domain_id)
+            mount.fsconfig_set_string(context, "fsid", fsid)
+            mount.fsconfig_set_flag(context, "ro")
+            mount.fsconfig_create(context)
+            mounted = mount.fsmount(context)
+        with _closing(mounted), _refused(what, _TARGET_REMEDIES):
+            mount.move_mount(mounted, target)
+
+
+def bind(source: str, target: str) -> None:
+    """Make the mount at `source` appear at the directory `target` too. Raises MountError."""
+    _check_target(target)
+    what = f"binding {source} to {target}"
+    with _refused(what, _TARGET_REMEDIES), _closing(mount.open_tree_clone(source)) as tree:
+        mount.move_mount(tree, target)
+
+
+def unmount(target: str, lazy: bool = False) -> None:
+    """Unmount what was mounted last on `target`; `lazy` even while it is in use.
+
+    Raises MountError.
+    """
+    with _refused(f"unmounting {target}", _TARGET_REMEDIES):
+        mount.umount(target, detach=lazy)
+
+
+def mounted(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
+    """All images that are mounted in this mount namespace, the oldest first."""
+    found = []
+    for point in mount_points(mountinfo):
+        options = dict(point.options)
+        if point.fs_type == "erofs" and "fsid" in options:
+            domain_id = options.get("domain_id")
+            found.append(Mount(options["fsid"], domain_id, point.target, point.device))
+    return found
+
+
+def mount_points(mountinfo: Path = _MOUNTINFO) -> list[MountPoint]:
+    """Everything that is mounted in this mount namespace, the oldest first."""
+    # Not splitlines(): a carriage return in a path is not escaped.
+    return [_mount_point(line) for line in mountinfo.read_bytes().split(b"\n") if line]
+
+
+def _mount_point(line: bytes) -> MountPoint:
+    """proc_pid_mountinfo(5): six fields, any number of tags, a dash, three fields."""
+    fields, _, rest = line.partition(b" - ")
+    _id, _parent, device, _root, target, *_ = fields.split(b" ")
+    fs_type, _source, options = rest.split(b" ", 2)
+    pairs = (option.partition(b"=") for option in options.split(b","))
+    return MountPoint(
+        device.decode(),
+        _unescaped(target),
+        _unescaped(fs_type),
+        tuple((_unescaped(key), _unescaped(value)) for key, _, value in pairs),
+    )
+
+
+def _unescaped(field: bytes) -> str:
+    """Blanks, backslashes and the like are written as three octal digits."""
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8) & 255]), field))
+
+
+def _check_name(what: str, name: str) -> None:
+    """A name is part of a file name of the cache and ends a mount option."""
+    if not name or len(os.fsencode(name)) > NAME_BYTES_MAX:
+        reason = f"must have 1 to {NAME_BYTES_MAX} bytes"
+    elif bad := set(name) & set("/,\0\n\\"):
+        reason = f"must not contain {min(bad)!r}"
+    elif name in {".", ".."}:
+        reason = "must not be a directory's own name"
+    else:
+        return
+    raise MountError(f"{what} {name[:NAME_BYTES_MAX]!r}", reason, errno.EINVAL)
+
+
+def _check_target(target: str) -> None:
+    if not os.path.isabs(target) or "\0" in target:
+        raise MountError(f"mount point {target!r}", "give an absolute path", errno.EINVAL)
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _refused(what: str, remedies: dict[int, str], context: int | None = None) -> Iterator[None]:
+    """Turn a refused system call into what a person needs."""
+    try:
+        yield
+    except OSError as error:
+        code = error.errno or 0
+        said = _context_log(context) if context is not None else []
+        remedy = remedies.get(code, "see the kernel's log (dmesg)")
+        if any(map(_NOT_SUPPORTED.search, said)):
+            remedy = "this kernel's erofs has no on-demand mode: see scripts/kernel-modules"
+        reason = "; ".join([str(error.strerror), *said])
+        raise MountError(f"{what}: {reason}", remedy, code) from error
+
+
+def _context_log(context: int) -> list[str]:
+    """What the file system had to say about a configuration, e.g. `e erofs: ...`; ENODATA ends."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        while len(lines) < _LOG_LINES_MAX and (line := os.read(context, 4096)):
+            lines.append(line.decode(errors="replace").strip()[2:])
+    return lines
