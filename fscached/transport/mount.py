@@ -69,25 +69,26 @@ class Mount(NamedTuple):
     """An EROFS over fscache that is mounted; bind mounts of it have the same `device`."""
 
     fsid: str
-    domain_id: str | None
+    domain_id: str
+    """Empty: its blobs are shared with nobody."""
     target: str
     device: str
 
 
-def mount_fsid(target: str, fsid: str, domain_id: str | None = None) -> None:
+def mount_fsid(target: str, fsid: str, domain_id: str = "") -> None:
     """Mount the image `fsid` read-only on the directory `target` (absolute).
 
-    Images of one domain share the cache files of blobs they have in common. Blocks until the
-    daemon has answered. Raises MountError.
+    Images of one domain share the cache files of blobs they have in common; an empty domain is
+    none. Blocks until the daemon has answered. Raises MountError.
     """
     _check_name("fsid", fsid)
-    if domain_id is not None:
+    if domain_id:
         _check_name("domain_id", domain_id)
     _check_target(target)
     what = f"mounting {fsid} on {target}"
     with _refused(what, _TYPE_REMEDIES), _closing(mount.fsopen("erofs")) as context:
         with _refused(what, _CREATE_REMEDIES, context):
-            if domain_id is not None:
+            if domain_id:
                 mount.fsconfig_set_string(context, "domain_id", domain_id)
             mount.fsconfig_set_string(context, "fsid", fsid)
             mount.fsconfig_set_flag(context, "ro")
@@ -120,7 +121,7 @@ def mounted(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
     for point in mount_points(mountinfo):
         options = dict(point.options)
         if point.fs_type == "erofs" and "fsid" in options:
-            domain_id = options.get("domain_id")
+            domain_id = options.get("domain_id", "")
             found.append(Mount(options["fsid"], domain_id, point.target, point.device))
     return found
 
