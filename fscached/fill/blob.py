@@ -220,7 +220,12 @@ class OpenBlob:
             self._landing,
         )
         try:
-            await flight.fly(self.origin.source, priority, deadline_s)
+            answer = await flight.fly(self.origin.source, priority, deadline_s)
+            self._tally.requests += answer.requests
+            self._tally.received_bytes += answer.received_bytes
+        except SourceError:
+            self._tally.source_errors += 1
+            raise
         finally:
             self._fail(blob.lost(fetch, self._loop.time()))
             self._arm()

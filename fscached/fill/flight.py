@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fscached.cache.blob import Fetch, Run
 from fscached.fill.memory import Pool
 from fscached.fill.writer import Landing, Writer
-from fscached.source import Priority, Source
+from fscached.source import Answer, Priority, Source
 from rafs_v6.blob import ChunkMap
 
 BATCH_BYTES = 1024 * 1024
@@ -62,7 +62,7 @@ class Flight:
         self._error: Exception | None = None
         self._view = memoryview(b"")
 
-    async def fly(self, source: Source, priority: Priority, deadline_s: float) -> None:
+    async def fly(self, source: Source, priority: Priority, deadline_s: float) -> Answer:
         """Fetch, and return when every chunk that was of use has landed.
 
         Raises SourceError when the bytes do not come, OSError when they cannot be written; chunks
@@ -71,23 +71,24 @@ class Flight:
         demand = priority is Priority.DEMAND
         memory = await self._crew.pool.take(self._end - self._start, demand)
         try:
-            await self._bring(memory, source, priority, deadline_s)
+            return await self._bring(memory, source, priority, deadline_s)
         finally:
             self._view.release()
             self._crew.pool.give(memory)
 
     async def _bring(
         self, memory: mmap.mmap, source: Source, priority: Priority, deadline_s: float
-    ) -> None:
+    ) -> Answer:
         self._view = memoryview(memory)
         try:
-            await source.read(
+            answer = await source.read(
                 self._blob_id, self._start, self._end, priority, self._feed, deadline_s
             )
         finally:
             await self._settle()
         if self._error is not None:
             raise self._error
+        return answer
 
     def _feed(self, memory: memoryview) -> None:
         filled = self._filled + len(memory)

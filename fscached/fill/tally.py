@@ -18,4 +18,7 @@ class Tally:
     prefetches: int = 0
     landed_bytes: int = 0
     bad_chunks: int = 0
+    requests: int = 0
+    received_bytes: int = 0
+    source_errors: int = 0
     unknown_reads: int = 0

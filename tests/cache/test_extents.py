@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,7 @@ def test_covers_agrees_with_a_set_of_bytes(pairs, start, length):
 def test_iteration_is_ascending_and_disjoint(pairs):
     """What comes out is sorted, and ranges that touch have become one."""
     out = list(Extents(pairs))
-    assert all(left[1] < right[0] for left, right in zip(out, out[1:], strict=False))
+    assert all(left[1] < right[0] for left, right in itertools.pairwise(out))
     assert all(start < end for start, end in out)
 
 

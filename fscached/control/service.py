@@ -1,0 +1,328 @@
+"""What the daemon does for people and tools: bind images, forget them, say how things are."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from pathlib import Path
+
+import msgspec
+
+from fscached import __version__, version
+from fscached.config import Config
+from fscached.control import entry as wire
+from fscached.control.http import ApiError
+from fscached.control.messages import (
+    Credentials,
+    DaemonInfo,
+    ImageInfo,
+    ImageStatus,
+    ObjectStatus,
+    Status,
+    Totals,
+)
+from fscached.control.metrics import resident_memory_bytes
+from fscached.control.state import Lifecycle, Trigger
+from fscached.fill.blob import OpenBlob
+from fscached.fill.objects import Objects
+from fscached.fill.tally import Tally
+from fscached.handover import Handover
+from fscached.images import Images, Registration
+from fscached.source import Fault, Source, SourceError
+from fscached.source.auth import Credential, Kind, Secret
+from fscached.source.directory import Directory
+from fscached.source.reference import Reference, ReferenceError
+from fscached.source.registries import Registries
+from fscached.source.registry import Registry
+from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
+from fscached.transport import ObjectKey
+from rafs_v6 import ImageError
+from rafs_v6.bootstrap import Bootstrap
+
+log = logging.getLogger(__name__)
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """How one image came to be bound: enough to bind it again after a crash."""
+
+    volume: str
+    fsid: str
+    reference: str = ""
+    credentials: Credentials | None = None
+    entry: wire.BlobEntry | None = None
+
+
+class ControlService:
+    """Implements `control.api.Service`."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        images: Images,
+        objects: Objects,
+        registries: Registries,
+        handover: Handover,
+        stop: Callable[[], None],
+    ) -> None:
+        self.lifecycle = Lifecycle()
+        self._config = config
+        self._store = store
+        self._images = images
+        self._objects = objects
+        self._registries = registries
+        self._handover = handover
+        self._stop = stop
+        self._bindings: dict[ObjectKey, Binding] = {}
+        self._began = asyncio.get_running_loop().time()
+
+    def restore(self) -> None:
+        """Bind again what the predecessor had bound. What cannot be is logged and left out."""
+        for raw in self._handover.load() or []:
+            binding = msgspec.convert(raw, Binding)
+            try:
+                self._bind(binding, self._image(binding))
+            except (OSError, ImageError, SourceError) as error:
+                log.error("image %s of the predecessor is lost: %s", binding.fsid[:12], error)
+
+    def info(self) -> DaemonInfo:
+        return DaemonInfo(state=self.lifecycle.state)
+
+    def start(self) -> None:
+        self.lifecycle.fire(Trigger.START)
+
+    def exit(self) -> None:
+        self.lifecycle.fire(Trigger.STOP)
+        self._stop()
+
+    async def bind_blob_entry(self, entry: wire.BlobEntry) -> None:
+        binding = Binding(entry.domain_id, entry.id, entry=entry)
+        try:
+            image = await asyncio.to_thread(self._image, binding)
+        except (OSError, ImageError) as error:
+            raise _refused("CreateBlobObject", str(error)) from None
+        self._require_room(binding)
+        self._bind(binding, image)
+        self._save()
+
+    async def unbind(self, domain_id: str, blob_id: str) -> bool:
+        keys = [key for key in self._bindings if key.volume == domain_id]
+        if blob_id:
+            keys = [key for key in keys if key.cookie == blob_id]
+        return self._forget(keys)
+
+    async def cull(self, blob_id: str) -> None:
+        """Cache files are culled by the kernel's own limits; see the disk budget's issue."""
+
+    async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
+        try:
+            image = await self._pull(reference, credentials)
+        except ImageError as error:
+            raise _refused("CreateBlobObject", f"{reference}: {error}") from None
+        except OSError as error:
+            raise _refused("CreateBlobObject", f"{reference}: cannot be kept: {error}") from error
+        volume = self._config.cache.domain_id or image.fsid
+        binding = Binding(volume, image.fsid, reference, credentials)
+        self._require_room(binding)
+        self._bind(binding, image)
+        self._save()
+        return await asyncio.to_thread(self._info, self._images.get(volume, image.fsid))
+
+    def images(self) -> list[ImageInfo]:
+        return [self._info(registration) for registration in self._images]
+
+    async def remove_image(self, fsid: str) -> bool:
+        return self._forget([key for key in self._bindings if key.cookie == fsid])
+
+    def status(self) -> Status:
+        registries = self._registries.traffic
+        tallies = self._objects.tallies
+        return Status(
+            version=__version__,
+            git_commit=version.git_commit(),
+            pid=os.getpid(),
+            state=self.lifecycle.state,
+            transport=self._config.kernel.transport,
+            cache_directory=self._config.cache.directory,
+            uptime_s=asyncio.get_running_loop().time() - self._began,
+            rss_bytes=resident_memory_bytes(),
+            totals=Totals(
+                opens=self._objects.tally.opens,
+                closes=self._objects.tally.closes,
+                open_objects=len(self._objects),
+                reads=self._objects.tally.reads,
+                reads_waiting=self._objects.waiting,
+                reads_failed=_sum(tallies.values(), "reads_failed"),
+                requests=registries.requests,
+                received_bytes=registries.received_bytes,
+                written_bytes=_sum(tallies.values(), "landed_bytes"),
+                bad_chunks=_sum(tallies.values(), "bad_chunks"),
+                source_errors=_sum(tallies.values(), "source_errors"),
+            ),
+            images=[self._image_status(registration) for registration in self._images],
+        )
+
+    async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
+        """Manifest and bootstrap, each link verified; the image known before when the registry
+        cannot be reached."""
+        parsed = _reference(reference)
+        distribution = self._registries.distribution(_credential(credentials))
+        try:
+            manifest = await distribution.pull_manifest(parsed)
+            digest, size, blob_ids = bootstrap_layer(msgspec.json.decode(manifest.body))
+            known = await asyncio.to_thread(self._store.find, reference)
+            if known is not None and known.manifest_digest == manifest.digest:
+                return known
+            limit = min(size, self._config.source.bootstrap_limit_bytes)
+            layer = await distribution.pull_blob(parsed, digest, limit)
+            bootstrap = await asyncio.to_thread(unpack_bootstrap, layer)
+            return await asyncio.to_thread(
+                self._store.adopt, reference, manifest.digest, bootstrap, blob_ids
+            )
+        except SourceError as error:
+            known = await asyncio.to_thread(self._store.find, reference)
+            if known is None or error.fault is not Fault.NETWORK:
+                raise
+            log.warning("%s: taken as it was known: %s", reference, error)
+            return known
+        finally:
+            self._registries.release(distribution)
+
+    def _image(self, binding: Binding) -> Image:
+        """The image of a binding, from the local disk. Raises OSError, ImageError."""
+        if binding.entry is None:
+            return self._store.load(binding.fsid)
+        path = Path(binding.entry.metadata_path)
+        bootstrap = path.read_bytes()
+        return Image("", "", binding.fsid, path, len(bootstrap), Bootstrap(bootstrap).blobs)
+
+    def _bind(self, binding: Binding, image: Image) -> None:
+        """Raises SourceError for a source that cannot be."""
+        key = ObjectKey(binding.volume, binding.fsid)
+        before = self._images.get(*key)
+        source = self._source(binding)
+        prefetch = self._config.prefetch.enabled
+        if binding.entry is not None:
+            prefetch = prefetch and binding.entry.prefetch.enable
+        self._images.bind(Registration(image, binding.volume, source, prefetch))
+        self._bindings[key] = binding
+        if before is not None and isinstance(before.source, Registry):
+            self._registries.release(before.source)
+
+    def _source(self, binding: Binding) -> Source:
+        if binding.entry is None:
+            reference = _reference(binding.reference)
+            credential = _credential(binding.credentials)
+            return self._registries.source(reference.registry, reference.repository, credential)
+        backend = binding.entry.backend
+        if isinstance(backend, wire.Localfs):
+            return Directory(Path(backend.dir or backend.blob_file).absolute())
+        credential = Credential.from_basic(backend.auth) if backend.auth else None
+        if backend.registry_token:
+            credential = Credential("", Secret(backend.registry_token), Kind.BEARER)
+        return self._registries.source(backend.host, backend.repo, credential, backend.scheme)
+
+    def _require_room(self, binding: Binding) -> None:
+        limit = self._config.cache.images
+        if len(self._images) >= limit and self._images.get(binding.volume, binding.fsid) is None:
+            raise ApiError(
+                HTTPStatus.INSUFFICIENT_STORAGE,
+                f"{limit} images are registered, the limit: unmount some, or raise [cache] images",
+            )
+
+    def _forget(self, keys: Iterable[ObjectKey]) -> bool:
+        for key in (gone := list(keys)):
+            del self._bindings[key]
+            registration = self._images.unbind(*key)
+            if registration is not None and isinstance(registration.source, Registry):
+                self._registries.release(registration.source)
+        if gone:
+            self._save()
+        return bool(gone)
+
+    def _save(self) -> None:
+        self._handover.save([msgspec.to_builtins(binding) for binding in self._bindings.values()])
+
+    def _info(self, registration: Registration | None) -> ImageInfo:
+        assert registration is not None
+        image = registration.image
+        shared = registration.volume != image.fsid
+        return ImageInfo(
+            reference=image.reference,
+            fsid=image.fsid,
+            domain_id=registration.volume if shared else "",
+            manifest_digest=image.manifest_digest,
+            blobs=[entry.blob_id for entry in image.blobs],
+            settled=self._settled(registration),
+        )
+
+    def _settled(self, registration: Registration) -> bool:
+        """Whether all of an image's cache files are linked. cachefiles keeps a new object in an
+        unlinked O_TMPFILE until its first CLOSE (tried on 6.1 and 6.12); linked ones are
+        `cache/Ierofs,VOLUME/@HASH/DKEY` (fs/cachefiles/key.c)."""
+        volume = Path(self._config.cache.directory, "cache", f"Ierofs,{registration.volume}")
+        names = [registration.image.fsid, *(entry.blob_id for entry in registration.image.blobs)]
+        try:
+            linked = {entry.name for fan in os.scandir(volume) for entry in os.scandir(fan)}
+        except OSError:
+            return False
+        return all(f"D{name}" in linked for name in names)
+
+    def _image_status(self, registration: Registration) -> ImageStatus:
+        image = registration.image
+        opened = self._objects.blobs(registration.volume)
+        info = self._info(registration)
+        return ImageStatus(
+            reference=info.reference,
+            fsid=info.fsid,
+            domain_id=info.domain_id,
+            manifest_digest=info.manifest_digest,
+            settled=info.settled,
+            bootstrap=self._object_status(registration.key, image.size_bytes, None),
+            blobs=[
+                self._object_status(
+                    ObjectKey(registration.volume, entry.blob_id),
+                    entry.uncompressed_size,
+                    opened.get(entry.blob_id),
+                )
+                for entry in image.blobs
+            ],
+        )
+
+    def _object_status(
+        self, key: ObjectKey, size_bytes: int, opened: OpenBlob | None
+    ) -> ObjectStatus:
+        tally = self._objects.tallies.get(key, Tally())
+        blob = opened.blob if opened is not None else None
+        return ObjectStatus(
+            id=key.cookie,
+            size_bytes=size_bytes,
+            resident_bytes=blob.resident_bytes if blob is not None else None,
+            reads=tally.reads,
+            reads_failed=tally.reads_failed,
+            requests=tally.requests,
+            received_bytes=tally.received_bytes,
+            bad_chunks=tally.bad_chunks,
+        )
+
+
+def _reference(text: str) -> Reference:
+    try:
+        return Reference.parse(text)
+    except ReferenceError as error:
+        raise ApiError(HTTPStatus.BAD_REQUEST, str(error)) from None
+
+
+def _credential(given: Credentials | None) -> Credential | None:
+    return Credential(given.username, Secret(given.password)) if given is not None else None
+
+
+def _refused(what: str, why: str) -> ApiError:
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"{what}(DaemonAbnormal(Other({why!r})))")
+
+
+def _sum(tallies: Iterable[Tally], name: str) -> int:
+    return sum(getattr(tally, name) for tally in tallies)

@@ -1,0 +1,198 @@
+"""The daemon: everything wired together, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from fscached import log as logs
+from fscached.config import Config
+from fscached.control.api import routes
+from fscached.control.http import Server
+from fscached.control.notify import FdStore
+from fscached.control.service import ControlService
+from fscached.control.state import Trigger
+from fscached.failure import Failure, Missing
+from fscached.fill.blob import Limits, OpenBlob
+from fscached.fill.flight import Crew
+from fscached.fill.memory import Pool
+from fscached.fill.objects import Objects
+from fscached.handover import Handover
+from fscached.images import Images, Registration
+from fscached.prefetch.service import Plan, Service
+from fscached.source.registries import Registries
+from fscached.store import Store
+from fscached.transport import ObjectKey
+from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore
+from fscached.transport.probe import explain_open_failure
+from rafs_v6.blob import ChunkMap
+from rafs_v6.layout import BlobEntry
+
+log = logging.getLogger(__name__)
+
+DEVICE_NAME = "cachefiles"
+STATE_NAME = "state"
+
+PREFETCH_DEADLINE_S = 600.0
+"""For one range; generous, since prefetch stands still while readers are served."""
+
+
+def main(config: Config) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    Raises Failure when the daemon cannot begin.
+    """
+    logs.configure(config.log.level, config.log.file)
+    store = FdStore()
+    inherited = store.take()
+    _make_directories(config)
+    transport = _transport(config, inherited.get(DEVICE_NAME))
+    handover = Handover(inherited.get(STATE_NAME))
+    for name, fd in ((DEVICE_NAME, transport.fileno()), (STATE_NAME, handover.fd)):
+        if name not in inherited:
+            store.put(name, fd)
+    uvloop.run(_serve(config, transport, handover, store, DEVICE_NAME in inherited))
+    return 0
+
+
+async def _serve(
+    config: Config, transport: Cachefiles, handover: Handover, store: FdStore, takeover: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        executor = ThreadPoolExecutor(config.fetch_workers, "fill")
+        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        registries = Registries(config)
+        stack.push_async_callback(registries.close)
+        state = Store(Path(config.paths.state_directory))
+        images = Images(_chunk_loader(config, state))
+        objects = Objects(transport, images.lookup, _limits(config), _crew(config, executor))
+        stack.callback(objects.close)
+        prefetch = Service(_plan(config))
+        stack.push_async_callback(prefetch.close)
+        objects.on_blob = _prefetcher(images, prefetch)
+        service = ControlService(config, state, images, objects, registries, handover, stopping.set)
+        service.restore()
+        server = Server(config.api_socket, routes(service), config.api)
+        service.lifecycle.fire(Trigger.TAKEOVER if takeover else Trigger.MOUNT)
+        if takeover:
+            _restore(transport)
+        loop.add_reader(transport.fileno(), _drain, transport, objects)
+        stack.callback(loop.remove_reader, transport.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        service.lifecycle.fire(Trigger.START)
+        await server.start()
+        stack.push_async_callback(server.close)
+        store.ready(f"serves {len(images)} images")
+        log.info("running", extra={"images": len(images), "takeover": takeover})
+        await stopping.wait()
+        log.info("ending", extra={"reads_waiting": objects.waiting})
+
+
+def _drain(transport: Cachefiles, objects: Objects) -> None:
+    for event in transport.drain():
+        objects.handle(event)
+
+
+def _make_directories(config: Config) -> None:
+    for path in (config.paths.runtime_directory, config.paths.state_directory):
+        _make(path, 0o700)
+    _make(config.cache.directory, 0o700)
+
+
+def _make(path: str, mode: int) -> None:
+    try:
+        os.makedirs(path, mode, exist_ok=True)
+    except OSError as error:
+        raise Missing(
+            f"directory {path} cannot be made: {error.strerror}",
+            "run as root, on a file system that can be written",
+        ) from None
+
+
+def _transport(config: Config, inherited: int | None) -> Cachefiles:
+    """The device: the predecessor's, or newly opened and bound."""
+    if inherited is not None:
+        return Cachefiles.adopt(inherited)
+    cache = config.cache
+    try:
+        transport = Cachefiles.open(config.kernel.device)
+        transport.bind(
+            cache.directory,
+            cache.tag,
+            Culling(cache.block_run_percent, cache.block_cull_percent, cache.block_stop_percent),
+            Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),
+        )
+    except OSError as error:
+        raise Missing(
+            f"{config.kernel.device} cannot be used", explain_open_failure(error)
+        ) from None
+    if not transport.supports_restore:
+        log.warning("this kernel has no `restore`: if the daemon dies, its mounts die with it")
+    return transport
+
+
+def _restore(transport: Cachefiles) -> None:
+    """Ask the kernel for everything the predecessor left unanswered. Its descriptors are gone:
+    whoever starts a successor has waited for its end."""
+    try:
+        transport.restore()
+    except NoRestore as error:
+        raise Failure(
+            f"the predecessor's mounts cannot be taken over: {error}",
+            "unmount the images and start anew; kernel 6.8 has `restore`",
+        ) from None
+
+
+def _limits(config: Config) -> Limits:
+    fetch = config.fetch
+    return Limits(
+        fetch.window_bytes,
+        fetch.window_limit_bytes,
+        fetch.deadline_s,
+        fetch.refusal_s,
+        fetch.verify,
+    )
+
+
+def _crew(config: Config, executor: ThreadPoolExecutor) -> Crew:
+    return Crew(Pool(config.fetch.buffer_pool_bytes), executor, config.fetch_workers)
+
+
+def _plan(config: Config) -> Plan:
+    return Plan(
+        config.prefetch.range_bytes, PREFETCH_DEADLINE_S, config.source.prefetch_connections
+    )
+
+
+def _prefetcher(images: Images, prefetch: Service) -> Callable[[ObjectKey, OpenBlob], None]:
+    def begin(key: ObjectKey, blob: OpenBlob) -> None:
+        if images.prefetches(key):
+            prefetch.begin(blob)
+
+    return begin
+
+
+def _chunk_loader(
+    config: Config, state: Store
+) -> Callable[[Registration, BlobEntry], Coroutine[None, None, ChunkMap]]:
+    def load(registration: Registration, entry: BlobEntry) -> Coroutine[None, None, ChunkMap]:
+        return state.chunks(
+            registration.image,
+            entry,
+            registration.source,
+            config.fetch.verify,
+            config.fetch.deadline_s,
+        )
+
+    return load

@@ -1,0 +1,106 @@
+"""All registries of one daemon: one set of connections, tokens and limits, many repositories."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from fscached.config import Config
+from fscached.source.auth import Credential, FixedCredential, Keychain, Tokens
+from fscached.source.distribution import Distribution
+from fscached.source.docker_config import DockerConfig
+from fscached.source.exchange import Exchange
+from fscached.source.origin import Traffic, Trust, scheme_of
+from fscached.source.patience import Patience
+from fscached.source.registry import Registry
+from fscached.source.transfer import Transfers
+
+
+class Registries:
+    """Makes sources and distributions that share connections. Make it in the running loop."""
+
+    def __init__(self, config: Config) -> None:
+        source = config.source
+        self._config = source
+        self._trust = Trust(ca_file=source.ca_file)
+        self._exchange = Exchange(
+            self._trust,
+            connect_timeout_s=source.connect_timeout_s,
+            stall_timeout_s=source.stall_timeout_s,
+        )
+        self._tokens = Tokens(self._exchange)
+        self._transfers = Transfers(
+            demand_connections=source.demand_connections,
+            prefetch_connections=source.prefetch_connections,
+            connect_timeout_s=source.connect_timeout_s,
+            stall_timeout_s=source.stall_timeout_s,
+            prefetch_quiet_s=config.prefetch.quiet_s,
+        )
+        self._given_up = Traffic()
+        self._sources: list[Registry] = []
+        self._distributions: list[Distribution] = []
+
+    def source(
+        self, host: str, repository: str, credential: Credential | None, scheme: str = ""
+    ) -> Registry:
+        """A repository to read ranges from. Its tries end with the deadline of each read.
+
+        Raises SourceError for names that are none.
+        """
+        registry = Registry(
+            host,
+            repository,
+            scheme=scheme or scheme_of(host, host in self._config.insecure_registries),
+            transfers=self._transfers,
+            tokens=self._tokens,
+            keychain=self._keychain(credential),
+            trust=self._trust,
+            patience=self._patience(sys.maxsize),
+        )
+        self._sources.append(registry)
+        return registry
+
+    def distribution(self, credential: Credential | None) -> Distribution:
+        """For manifests and bootstraps, with a few tries each."""
+        distribution = Distribution(
+            exchange=self._exchange,
+            tokens=self._tokens,
+            keychain=self._keychain(credential),
+            insecure=self._config.insecure_registries,
+            patience=self._patience(self._config.retries),
+            manifest_limit_bytes=self._config.manifest_limit_bytes,
+        )
+        self._distributions.append(distribution)
+        return distribution
+
+    def release(self, source: Registry | Distribution) -> None:
+        """No longer needed; what it has spent stays counted."""
+        self._given_up.add(source.traffic)
+        if isinstance(source, Registry):
+            self._sources.remove(source)
+        else:
+            self._distributions.remove(source)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What was spent on all of them; requests for tokens go elsewhere and are not counted."""
+        total = Traffic()
+        total.add(self._given_up)
+        for source in self._sources:
+            total.add(source.traffic)
+        for distribution in self._distributions:
+            total.add(distribution.traffic)
+        return total
+
+    async def close(self) -> None:
+        """End what is under way and close all connections."""
+        await self._transfers.close()
+        await self._exchange.close()
+
+    def _keychain(self, credential: Credential | None) -> Keychain:
+        if credential is None and self._config.docker_config:
+            return DockerConfig(Path(self._config.docker_config))
+        return FixedCredential(credential)
+
+    def _patience(self, retries: int) -> Patience:
+        return Patience(retries, self._config.retry_pause_s, self._config.retry_pause_limit_s)
