@@ -14,7 +14,6 @@ from os import fsdecode
 from typing import BinaryIO, NamedTuple
 
 from rafs_v6 import ImageError
-from rafs_v6.bootstrap import FILE_TYPES
 from rafs_v6.layout import (
     BLOB_ENTRY_BYTES,
     BLOCK_BYTES,
@@ -23,6 +22,7 @@ from rafs_v6.layout import (
     DEVICES_OFFSET,
     DIGEST_FLAGS,
     EXTENDED_OFFSET,
+    FILE_TYPES,
     MAX_BLOBS,
     SUPERBLOCK_OFFSET,
     BlobEntry,

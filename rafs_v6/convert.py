@@ -40,6 +40,9 @@ MAX_LAYERS = 512
 """Four times what container engines stack; each is an open file for a while."""
 
 
+_ARCHIVES = (".tar", ".gzip", "+gzip", "+zstd")
+
+
 class Layer(NamedTuple):
     """One layer to convert. `open` gives its tree, readable inside its `with`, and is told the
     merged tree of the layers below."""
@@ -85,7 +88,12 @@ def directory_layer(directory: Path) -> Layer:
 
 
 def archive_layer(layout: Layout, descriptor: Descriptor) -> Layer:
-    """A layer from an archive in an OCI layout."""
+    """A layer from an archive in an OCI layout. Raises ImageError when it is of another kind."""
+    if not descriptor.media_type.endswith(_ARCHIVES):
+        raise ImageError(
+            f"layer {descriptor.digest} is of type {descriptor.media_type}: only images of tar "
+            "layers can be converted, and this one may be already"
+        )
 
     @contextmanager
     def tree(below: Node | None) -> Iterator[Node]:

@@ -40,7 +40,6 @@ MAX_DOCUMENT_BYTES = 4 << 20
 
 _MANIFESTS = frozenset({MANIFEST, "application/vnd.docker.distribution.manifest.v2+json"})
 _INDEXES = frozenset({INDEX, "application/vnd.docker.distribution.manifest.list.v2+json"})
-_LAYER_ENDINGS = (".tar", ".gzip", "+gzip", "+zstd")
 _MAX_INDEX_DEPTH = 3
 _COPY_BYTES = 1 << 20
 
@@ -99,7 +98,7 @@ class Index(msgspec.Struct, frozen=True, omit_defaults=True, rename="camel"):
     media_type: str = ""
 
 
-class SourceImage(NamedTuple):
+class StoredImage(NamedTuple):
     """An image of a layout: its manifest and its configuration as it stands there."""
 
     manifest: Manifest
@@ -154,7 +153,7 @@ class Layout:
         """Names of the images in here."""
         return [name for each in self._index() if (name := each.annotations.get(TAG_ANNOTATION))]
 
-    def image(self, tag: str | None, platform: Platform) -> SourceImage:
+    def image(self, tag: str | None, platform: Platform) -> StoredImage:
         """The image with that tag, or the only one; for that platform if there are several.
 
         Raises ImageError.
@@ -168,29 +167,22 @@ class Layout:
             )
         descriptor = _for_platform(list(self._manifests(tops[0])), platform)
         manifest = self._document(descriptor, Manifest)
-        for layer in manifest.layers:
-            if not layer.media_type.endswith(_LAYER_ENDINGS):
-                raise ImageError(
-                    f"layer {layer.digest[:19]} is of type {layer.media_type}: only images of tar "
-                    "layers can be converted"
-                )
-        return SourceImage(manifest, self._document(manifest.config, dict[str, Any]))
+        return StoredImage(manifest, self._document(manifest.config, dict[str, Any]))
 
     @contextmanager
     def stage(self) -> Iterator[BinaryIO]:
         """A new file to write a blob to and `keep`; what was not kept vanishes at the end."""
         handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".new-")
+        os.close(handle)
         try:
-            with open(handle, "w+b") as file:
+            with open(name, "w+b") as file:
                 yield file
         finally:
             Path(name).unlink(missing_ok=True)
 
     def keep(self, staged: BinaryIO, descriptor: Descriptor) -> None:
         """Make a staged file the blob its descriptor says it is."""
-        staged.flush()
-        os.fchmod(staged.fileno(), 0o644)
-        os.replace(staged.name, self.path(descriptor))
+        _place(staged, self.path(descriptor))
 
     def add(
         self, data: bytes, media_type: str, annotations: dict[str, str] | None = None
@@ -223,14 +215,15 @@ class Layout:
         index = Index((*others, named), schema_version=2, media_type=INDEX)
         with self.stage() as file:
             file.write(msgspec.json.encode(index))
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.replace(file.name, self._directory / "index.json")
+            _place(file, self._directory / "index.json")
 
     def _index(self) -> tuple[Descriptor, ...]:
         path = self._directory / "index.json"
-        with path.open("rb") as file:
-            return _decoded(file.read(MAX_DOCUMENT_BYTES + 1), Index, str(path)).manifests
+        try:
+            with path.open("rb") as file:
+                return _decoded(file.read(MAX_DOCUMENT_BYTES + 1), Index, str(path)).manifests
+        except FileNotFoundError:
+            raise ImageError(f"{path} is missing: there is no image in the layout") from None
 
     def _manifests(self, top: Descriptor, depth: int = 0) -> Iterator[Descriptor]:
         if top.media_type in _MANIFESTS:
@@ -242,6 +235,12 @@ class Layout:
     def _document(self, descriptor: Descriptor, kind: type[_Document]) -> _Document:
         with self.open(descriptor) as file:
             return _decoded(file.read(MAX_DOCUMENT_BYTES + 1), kind, descriptor.digest)
+
+
+def _place(staged: BinaryIO, path: Path) -> None:
+    staged.flush()
+    os.fchmod(staged.fileno(), 0o644)
+    os.replace(staged.name, path)
 
 
 def _decoded(data: bytes, kind: type[_Document], where: str) -> _Document:
