@@ -1,0 +1,76 @@
+"""A converted image goes from its layout to a registry, manifest last."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from fscached import config
+from fscached.failure import Failure
+from fscached.source import SourceError
+from fscached.source.auth import Tokens
+from fscached.source.distribution import Distribution
+from fscached.source.docker_config import DockerConfig
+from fscached.source.exchange import Exchange
+from fscached.source.origin import Trust
+from fscached.source.patience import Patience
+from fscached.source.reference import Reference
+from rafs_v6.convert import Converted
+from rafs_v6.oci import Descriptor, Layout
+
+UPLOADS_AT_ONCE = 4
+ANSWER_TIMEOUT_S = 300.0
+"""A registry hashes a blob, and may copy it, before it answers."""
+
+
+def push(
+    converted: Converted, layout: Layout, reference: Reference, settings: config.Config
+) -> None:
+    """Push an image under a reference's tag, as whoever docker's configuration says we are.
+
+    Raises Failure.
+    """
+    try:
+        asyncio.run(_push(converted, layout, reference, settings.source))
+    except* SourceError as errors:
+        raise Failure(f"push failed: {errors.exceptions[0]}", "then convert again") from None
+
+
+async def _push(
+    converted: Converted, layout: Layout, reference: Reference, source: config.Source
+) -> None:
+    exchange = Exchange(
+        Trust(ca_file=source.ca_file),
+        connect_timeout_s=source.connect_timeout_s,
+        stall_timeout_s=ANSWER_TIMEOUT_S,
+    )
+    distribution = Distribution(
+        exchange=exchange,
+        tokens=Tokens(exchange),
+        keychain=DockerConfig(_docker_config(source.docker_config)),
+        insecure=source.insecure_registries,
+        patience=Patience(source.retries, source.retry_pause_s, source.retry_pause_limit_s),
+        manifest_limit_bytes=source.manifest_limit_bytes,
+    )
+    slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    async def upload(blob: Descriptor) -> None:
+        async with slots:
+            path = layout.path(blob)
+            await distribution.push_blob(reference, blob.digest, blob.size, lambda: path.open("rb"))
+
+    try:
+        async with asyncio.TaskGroup() as uploads:
+            for blob in (*converted.manifest.layers, converted.manifest.config):
+                uploads.create_task(upload(blob))
+        manifest = converted.descriptor
+        body = layout.path(manifest).read_bytes()
+        await distribution.push_manifest(reference, manifest.media_type, body)
+    finally:
+        await exchange.close()
+
+
+def _docker_config(configured: str) -> Path:
+    directory = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    return Path(configured or os.path.join(directory, "config.json"))
