@@ -83,7 +83,10 @@ class ErrorLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.total_errors += 1
-        self.lines.append(self.format(record)[: self.MAX_LINE_CHARACTERS])
+        try:
+            self.lines.append(self.format(record)[: self.MAX_LINE_CHARACTERS])
+        except Exception:
+            self.handleError(record)  # logging's own rule: a bad log call breaks nothing else
 
 
 recent_errors: Final = ErrorLog()

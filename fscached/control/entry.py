@@ -13,13 +13,14 @@ from msgspec import Meta
 
 PREFETCH_THREADS_LIMIT: Final = 1024
 PREFETCH_BATCH_LIMIT_BYTES: Final = 0x1000_0000
+BACKENDS: Final = ("registry", "localfs")
 CACHE_TYPES: Final = ("blobcache", "filecache", "fscache", "dummycache", "")
 
 # Becomes a directory and file name of the kernel's cache and a mount option's value: no slash, no
 # comma, no control character, and with the kernel's own prefix and suffix at most NAME_MAX (255).
-Identifier = Annotated[
-    str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/,\x00-\x20\x7f]+\Z", min_length=1, max_length=200)
-]
+_NAME: Final = r"(?!\.{1,2}\Z)[^/,\x00-\x20\x7f]+"
+Identifier = Annotated[str, Meta(pattern=rf"^{_NAME}\Z", max_length=200)]
+IdentifierOrEmpty = Annotated[str, Meta(pattern=rf"^({_NAME})?\Z", max_length=200)]
 
 
 class InvalidEntry(ValueError):
@@ -114,18 +115,18 @@ def parse(body: bytes) -> BlobEntry:
     raise InvalidEntry("neither `config` nor `config_v2` is there")
 
 
-class _LegacyPrefetch(msgspec.Struct):
+class _LegacyPrefetch(msgspec.Struct, frozen=True):
     enable: bool
     threads_count: int
     merging_size: int
     bandwidth_rate: int
 
 
-class _LegacyCache(msgspec.Struct):
+class _LegacyCache(msgspec.Struct, frozen=True):
     work_dir: str = ""
 
 
-class _Legacy(msgspec.Struct):
+class _Legacy(msgspec.Struct, frozen=True):
     backend_type: str
     backend_config: msgspec.Raw
     cache_type: str = ""
@@ -134,37 +135,37 @@ class _Legacy(msgspec.Struct):
     metadata_path: str = ""
 
 
-class _V2Backend(msgspec.Struct):
+class _V2Backend(msgspec.Struct, frozen=True):
     type: str
-    registry: msgspec.Raw | None = None
-    localfs: msgspec.Raw | None = None
+    registry: msgspec.Raw = msgspec.Raw()
+    localfs: msgspec.Raw = msgspec.Raw()
 
 
-class _V2Prefetch(msgspec.Struct):
+class _V2Prefetch(msgspec.Struct, frozen=True):
     enable: bool = False
     threads: int = 8
     batch_size: int = 1 << 20
     bandwidth_limit: int = 0
 
 
-class _V2Cache(msgspec.Struct):
+class _V2Cache(msgspec.Struct, frozen=True):
     type: str = ""
     prefetch: _V2Prefetch = _V2Prefetch()
     fscache: _LegacyCache | None = None
     filecache: _LegacyCache | None = None
 
 
-class _V2(msgspec.Struct):
+class _V2(msgspec.Struct, frozen=True):
     version: Literal[2]
     backend: _V2Backend
     cache: _V2Cache
     metadata_path: str = ""
 
 
-class _Wire(msgspec.Struct):
+class _Wire(msgspec.Struct, frozen=True):
     type: Literal["bootstrap"]
     id: Identifier
-    domain_id: Identifier | Literal[""] = ""
+    domain_id: IdentifierOrEmpty = ""
     config: _Legacy | None = None
     config_v2: _V2 | None = None
 
@@ -195,7 +196,7 @@ def _from_v2(wire: _Wire, config: _V2) -> BlobEntry:
         wire,
         config.metadata_path,
         places.work_dir,
-        _backend(config.backend.type, backend.get(config.backend.type)),
+        _backend(config.backend.type, backend.get(config.backend.type, msgspec.Raw())),
         Prefetch(given.enable, given.threads, given.batch_size, given.bandwidth_limit),
     )
 
@@ -213,17 +214,17 @@ def _entry(
     return BlobEntry(wire.id, domain_id, metadata_path, work_dir, backend, prefetch)
 
 
-def _backend(kind: str, raw: msgspec.Raw | None) -> Backend:
-    if raw is None:
-        raise InvalidEntry(f"backend {kind!r} has no settings, or is none of registry, localfs")
+def _backend(kind: str, raw: msgspec.Raw) -> Backend:
+    if kind not in BACKENDS:
+        raise InvalidEntry(f"backend {kind!r} is not one of {', '.join(BACKENDS)}")
+    if not bytes(raw):
+        raise InvalidEntry(f"backend {kind!r} has no settings")
     if kind == "registry":
         return msgspec.json.decode(raw, type=Registry)
-    if kind == "localfs":
-        localfs = msgspec.json.decode(raw, type=Localfs)
-        if not localfs.blob_file and not localfs.dir:
-            raise InvalidEntry("backend localfs needs `dir` or `blob_file`")
-        return localfs
-    raise InvalidEntry(f"backend {kind!r} is not one of registry, localfs")
+    localfs = msgspec.json.decode(raw, type=Localfs)
+    if not localfs.blob_file and not localfs.dir:
+        raise InvalidEntry("backend localfs needs `dir` or `blob_file`")
+    return localfs
 
 
 def _check_cache_type(kind: str) -> None:

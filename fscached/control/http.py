@@ -32,7 +32,7 @@ JSON: Final = "application/json"
 QUERY_FIELDS_LIMIT: Final = 16
 PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
 CLOSE_GRACE_S: Final = 1.0
-_READ_BYTES: Final = 1 << 16
+_READ_BYTES: Final = 1 << 12  # by how much a head may exceed its limit
 
 
 class Request(NamedTuple):

@@ -10,8 +10,11 @@ from msgspec import Meta
 from fscached import __version__, version
 from fscached.control.state import State
 
-REFERENCE_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*\Z"
-"""Characters of an image reference (docker's grammar); whoever resolves it checks the rest."""
+REFERENCE_PATTERN: Final = (
+    r"^[A-Za-z0-9\[][A-Za-z0-9._:/\[\]-]*(@[A-Za-z0-9_+.-]+:[0-9a-fA-F]{32,})?\Z"
+)
+"""Characters of an image reference (docker's grammar, IPv6 hosts too); no place for a user name.
+Whoever resolves it checks the rest."""
 
 
 class Version(msgspec.Struct, frozen=True):

@@ -1,0 +1,26 @@
+"""`fscached run`: the daemon itself, in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+
+from fscached.cli import Subparsers
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "run",
+        help="run the daemon",
+        description="Run the daemon in the foreground. When it dies, its mounts fail, unless "
+        "`fscached supervise` or systemd's fd store holds the kernel's cache for its successor.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from fscached import config, daemon, log
+
+    settings = config.load(arguments.config)
+    log.configure(settings.log.level, settings.log.file)
+    return daemon.main(settings)

@@ -1,0 +1,108 @@
+"""`fscached status`: what the daemon serves, how much of it is here, what it cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fscached.cli import Subparsers, _daemon
+from fscached.transport import mount
+
+COLUMNS = ("IMAGE", "RESIDENT", "SIZE", "READS", "FAILED", "REQUESTS", "RECEIVED")
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "status",
+        help="show images, what is resident, and what was asked and fetched",
+        description="Show the daemon, its images, and how much of them is in the cache.",
+    )
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
+    )
+    _daemon.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    status = _daemon.client(arguments).get("/api/v2/status")
+    points = mount.mounted()
+    for image in status["images"]:
+        image["mounts"] = [point.target for point in points if point.fsid == image["fsid"]]
+    print(json.dumps(status, indent=2) if arguments.output == "json" else "\n".join(text(status)))
+    return 0
+
+
+def text(status: dict[str, Any]) -> Iterator[str]:
+    """The status for people: lines."""
+    yield (
+        f"fscached {status['version']} ({status['git_commit'][:12]}), pid {status['pid']}, "
+        f"{status['state']} for {duration(status['uptime_s'])}, transport {status['transport']}, "
+        f"{size(status['rss_bytes'])} of memory"
+    )
+    totals = status["totals"]
+    yield (
+        f"{totals['reads']} READs ({totals['reads_failed']} failed, {totals['reads_waiting']} "
+        f"waiting), {totals['requests']} requests, {size(totals['received_bytes'])} received, "
+        f"{totals['source_errors']} source errors, {totals['bad_chunks']} bad chunks"
+    )
+    if not status["images"]:
+        yield "no images; `fscached mount REF DIR` adds one"
+        return
+    yield ""
+    yield from _table([COLUMNS, *(row for image in status["images"] for row in _rows(image))])
+
+
+def size(count: float) -> str:
+    """Bytes in the largest unit that leaves at least one: 1536 is `1.5 KiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the two largest of days, hours, minutes, seconds."""
+    left, parts = int(seconds), list[str]()
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, length)
+        if count or (unit == "s" and not parts):
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def _rows(image: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    mounts = ", ".join(image["mounts"]) or "not mounted"
+    objects = [image["bootstrap"], *image["blobs"]]
+    yield _row(f"{image['reference']} on {mounts}", objects)
+    yield _row("  bootstrap", [image["bootstrap"]])
+    for blob in image["blobs"]:
+        yield _row(f"  blob {blob['id'][:12]}", [blob])
+
+
+def _row(name: str, objects: list[dict[str, Any]]) -> tuple[str, ...]:
+    resident = [item["resident_bytes"] for item in objects]
+    known = sum(count for count in resident if count is not None)
+    return (
+        name,
+        "unknown" if all(count is None for count in resident) else size(known),
+        size(_sum(objects, "size_bytes")),
+        str(_sum(objects, "reads")),
+        str(_sum(objects, "reads_failed")),
+        str(_sum(objects, "requests")),
+        size(_sum(objects, "received_bytes")),
+    )
+
+
+def _sum(objects: Iterable[dict[str, Any]], key: str) -> int:
+    return sum(item[key] for item in objects)
+
+
+def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join([f"{first:<{widths[0]}}", *cells])

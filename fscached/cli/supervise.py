@@ -1,0 +1,32 @@
+"""`fscached supervise`: run the daemon, and the next one when it dies, without losing a mount."""
+
+from __future__ import annotations
+
+import argparse
+
+from fscached.cli import Subparsers
+
+
+def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "supervise",
+        help="run the daemon, again and again",
+        description="Run the daemon and hold the kernel's cache for it: when it dies the next one "
+        "goes on where it stopped, and readers only notice a pause. SIGHUP replaces the daemon, "
+        "for instance after an upgrade; SIGTERM and SIGINT end both.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument(
+        "run_arguments", nargs="*", help="more arguments of `fscached run`, after --"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Nothing but the standard library here: this process stays small for as long as images live.
+    from fscached import log
+    from fscached.control import supervisor
+
+    log.configure()
+    config = ["--config", arguments.config] if arguments.config else []
+    return supervisor.Supervisor(supervisor.command([*config, *arguments.run_arguments])).run()

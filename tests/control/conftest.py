@@ -1,0 +1,135 @@
+"""A service that stands in for the daemon, and an API server over it on a real unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from fscached import config
+from fscached.control import api, http, messages
+from fscached.control.entry import BlobEntry
+from fscached.control.state import Lifecycle, State, Trigger
+
+BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)
+IMAGE = messages.ImageStatus(
+    reference="registry.test/app:1",
+    fsid="f" * 64,
+    domain_id="fscached",
+    manifest_digest="sha256:" + "a" * 64,
+    settled=False,
+    bootstrap=messages.ObjectStatus("f" * 64, 4096, 4096, reads=1),
+    blobs=[BLOB],
+)
+
+
+class StandInService:
+    """Stands in for the daemon, which needs a kernel: remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.lifecycle = Lifecycle()
+        self.lifecycle.fire(Trigger.MOUNT)
+        self.lifecycle.fire(Trigger.START)
+        self.asked: list[Any] = []
+        self.image_status = [IMAGE]
+        self.found = True
+        self.pull: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def info(self) -> messages.DaemonInfo:
+        return messages.DaemonInfo(self.lifecycle.state)
+
+    def status(self) -> messages.Status:
+        return messages.Status(
+            version="0.1.0",
+            git_commit="c" * 40,
+            pid=812,
+            state=State.RUNNING,
+            transport="cachefiles",
+            cache_directory="/var/cache",
+            uptime_s=3661.5,
+            rss_bytes=40 << 20,
+            totals=messages.Totals(reads=4, requests=2, received_bytes=4000),
+            images=self.image_status,
+        )
+
+    def start(self) -> None:
+        self.lifecycle.fire(Trigger.START)
+
+    def exit(self) -> None:
+        self.asked.append("exit")
+
+    async def bind_blob_entry(self, entry: BlobEntry) -> None:
+        self.asked.append(entry)
+
+    async def unbind(self, domain_id: str, blob_id: str) -> bool:
+        self.asked.append(("unbind", domain_id, blob_id))
+        return self.found
+
+    async def cull(self, blob_id: str) -> None:
+        self.asked.append(("cull", blob_id))
+
+    async def add_image(
+        self, reference: str, credentials: messages.Credentials | None
+    ) -> messages.ImageInfo:
+        self.asked.append((reference, credentials))
+        if self.pull:
+            await self.pull()
+        return self.images()[0]
+
+    def images(self) -> list[messages.ImageInfo]:
+        return [
+            messages.ImageInfo(
+                image.reference,
+                image.fsid,
+                image.domain_id,
+                image.manifest_digest,
+                [blob.id for blob in image.blobs],
+                image.settled,
+            )
+            for image in self.image_status
+        ]
+
+    async def remove_image(self, fsid: str) -> bool:
+        self.asked.append(("remove", fsid))
+        return self.found
+
+
+@pytest.fixture
+def service() -> StandInService:
+    """The daemon's stand-in."""
+    return StandInService()
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> str:
+    """Where the API listens."""
+    return str(tmp_path / "api.sock")
+
+
+@pytest_asyncio.fixture
+async def server(service: StandInService, socket_path: str) -> AsyncIterator[http.Server]:
+    """The API, listening."""
+    limits = config.Api(header_limit_bytes=2048, body_limit_bytes=8192, connections=4)
+    server = http.Server(socket_path, api.routes(service), limits)
+    await server.start()
+    yield server
+    await server.close()
+
+
+@pytest.fixture
+def exchange(socket_path: str) -> Callable[..., Coroutine[Any, Any, bytes]]:
+    """Sends raw bytes on a fresh connection, half-closes it, and returns all that comes back."""
+
+    async def exchange(raw: bytes) -> bytes:
+        reader, writer = await asyncio.open_unix_connection(socket_path)
+        writer.write(raw)
+        writer.write_eof()
+        reply = await reader.read()
+        writer.close()
+        return reply
+
+    return exchange

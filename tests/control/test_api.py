@@ -1,0 +1,321 @@
+"""The control API's routes, asked through the command line's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from fscached.control import api, http
+from fscached.control.client import Client, DaemonAway, DaemonError
+from fscached.control.messages import Credentials
+from fscached.control.state import State
+from fscached.source import Fault, SourceError
+
+pytestmark = pytest.mark.asyncio
+
+FSID = "f" * 64
+ENTRY = {
+    "type": "bootstrap",
+    "id": FSID,
+    "domain_id": "shared",
+    "config": {
+        "backend_type": "registry",
+        "backend_config": {"host": "registry.test", "repo": "app"},
+        "cache_type": "fscache",
+        "cache_config": {"work_dir": "/w"},
+        "metadata_path": "/w/image.boot",
+    },
+}
+
+
+@pytest.fixture
+def client(server: http.Server, socket_path: str) -> Client:
+    """A client of the running server."""
+    return Client(socket_path, timeout_s=20)
+
+
+async def call(what: Callable[..., Any], *arguments: Any, **query: str) -> Any:
+    return await asyncio.to_thread(what, *arguments, **query)
+
+
+async def refused(what: Callable[..., Any], *arguments: Any, **query: str) -> DaemonError:
+    with pytest.raises(DaemonError) as caught:
+        await call(what, *arguments, **query)
+    return caught.value
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_daemon_info_has_what_the_go_client_needs(client: Client, version: str) -> None:
+    """Strings in `version`, nulls where nydusd has them."""
+    info = await call(client.get, f"/api/{version}/daemon")
+    assert info["state"] == "RUNNING"
+    assert info["id"] is info["supervisor"] is info["backend_collection"] is None
+    assert all(isinstance(value, str) for value in info["version"].values())
+    assert set(info["version"]) == {
+        "package_ver",
+        "git_commit",
+        "build_time",
+        "profile",
+        "rustc",
+    }
+
+
+async def test_the_log_level_is_set(client: Client) -> None:
+    """`nydusctl set log-level`; an unknown level changes nothing."""
+    logger = logging.getLogger("fscached")
+    before = logger.level
+    try:
+        await call(client.put, "/api/v1/daemon", {"log_level": "debug"})
+        assert logger.level == logging.DEBUG
+        error = await refused(client.put, "/api/v1/daemon", {"log_level": "loud"})
+        assert (error.status, "unknown log level" in str(error)) == (400, True)
+        assert logger.level == logging.DEBUG
+    finally:
+        logger.setLevel(before)
+
+
+async def test_a_start_in_the_wrong_state_is_400(client: Client, service: Any) -> None:
+    """RUNNING cannot be started; READY can."""
+    error = await refused(client.put, "/api/v1/daemon/start")
+    assert (error.status, "UnexpectedEvent(Start)" in str(error)) == (400, True)
+    service.lifecycle.state = State.READY
+    await call(client.put, "/api/v1/daemon/start")
+    assert service.lifecycle.state is State.RUNNING
+
+
+async def test_exit_is_passed_on(client: Client, service: Any) -> None:
+    """And answered with 204; a body is a mistake."""
+    assert (await refused(client.put, "/api/v1/daemon/exit", {"now": True})).status == 400
+    assert service.asked == []
+    await call(client.put, "/api/v1/daemon/exit")
+    assert service.asked == ["exit"]
+
+
+async def test_a_blob_entry_is_bound(client: Client, service: Any) -> None:
+    """What a snapshotter sends arrives parsed."""
+    await call(client.put, "/api/v2/blobs", ENTRY)
+    [entry] = service.asked
+    assert (entry.id, entry.domain_id, entry.metadata_path) == (FSID, "shared", "/w/image.boot")
+
+
+@pytest.mark.parametrize("key", ["id", "domain_id"])
+async def test_an_id_with_a_slash_is_refused(client: Client, service: Any, key: str) -> None:
+    """It would become a path of the kernel's cache."""
+    error = await refused(client.put, "/api/v2/blobs", ENTRY | {key: "a/b"})
+    assert error.status == 400
+    assert f"$.{key}" in str(error)
+    assert service.asked == []
+
+
+async def test_the_three_ways_to_delete_blobs(client: Client, service: Any) -> None:
+    """A domain, an entry of a domain, or a cache file."""
+    await call(client.delete, "/api/v2/blobs", domain_id="d")
+    await call(client.delete, "/api/v2/blobs", domain_id="d", blob_id="b")
+    await call(client.delete, "/api/v2/blobs", blob_id="b")
+    assert service.asked == [("unbind", "d", ""), ("unbind", "d", "b"), ("cull", "b")]
+    assert (await refused(client.delete, "/api/v2/blobs")).status == 400
+
+
+async def test_a_missing_entry_is_said_in_the_words_the_snapshotter_looks_for(
+    client: Client, service: Any
+) -> None:
+    """Only where an entry was named: an empty domain is no error."""
+    service.found = False
+    await call(client.delete, "/api/v2/blobs", domain_id="d")
+    error = await refused(client.delete, "/api/v2/blobs", domain_id="d", blob_id="b")
+    assert error.status == 500
+    assert "blob_cache: cache entry not found" in str(error)
+
+
+async def test_bound_blobs_are_listed(client: Client) -> None:
+    """nydusd panics here; we answer, filtered by domain and blob."""
+    for query, count in [
+        ({}, 1),
+        ({"domain_id": "fscached", "blob_id": "b" * 64}, 1),
+        ({"domain_id": "other"}, 0),
+    ]:
+        assert len(await call(client.get, "/api/v2/blobs", **query)) == count
+
+
+async def test_an_image_is_added_with_credentials(client: Client, service: Any) -> None:
+    """The reply has what a mount needs."""
+    body = {"reference": "r.test/a@sha256:" + "0" * 64}
+    image = await call(client.put, "/api/v2/images", body)
+    assert image == {
+        "reference": "registry.test/app:1",
+        "fsid": FSID,
+        "domain_id": "fscached",
+        "manifest_digest": "sha256:" + "a" * 64,
+        "blobs": ["b" * 64],
+        "settled": False,
+    }
+    credentials = {"username": "u", "password": "hunter2"}
+    await call(client.put, "/api/v2/images", body | {"credentials": credentials})
+    assert service.asked == [
+        (body["reference"], None),
+        (body["reference"], Credentials("u", "hunter2")),
+    ]
+    assert "hunter2" not in repr(service.asked)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"reference": ""},
+        {"reference": "a b"},
+        {"reference": "user:hunter2@registry.test/app"},
+        {"reference": "a\nb"},
+        {"reference": "a" * 2000},
+        {"reference": "a", "credential": {}},
+        {"reference": "a", "credentials": {"username": "u", "password": "hunter2", "x": 1}},
+        {"reference": "a", "credentials": {"username": "u", "password": ["hunter2"]}},
+        [],
+    ],
+)
+async def test_a_bad_image_request_is_refused_without_its_secrets(
+    client: Client, service: Any, body: Any
+) -> None:
+    """One error that names the key, and never quotes a value."""
+    error = await refused(client.put, "/api/v2/images", body)
+    assert (error.status, str(error).startswith("ParseBody(")) == (400, True)
+    assert "hunter2" not in str(error)
+    assert service.asked == []
+
+
+async def test_a_registrys_failure_is_502_with_its_own_words(client: Client, service: Any) -> None:
+    """SourceError texts hold no secrets and say whose fault it is."""
+
+    async def pull() -> None:
+        raise SourceError("registry.test: 503 to the manifest of app:1", Fault.ORIGIN)
+
+    service.pull = pull
+    error = await refused(client.put, "/api/v2/images", {"reference": "registry.test/app:1"})
+    assert (error.status, error.what) == (502, "registry.test: 503 to the manifest of app:1")
+
+
+async def test_images_are_listed_and_removed(client: Client, service: Any) -> None:
+    """An unknown fsid is 404."""
+    assert [image["fsid"] for image in await call(client.get, "/api/v2/images")] == [FSID]
+    await call(client.delete, "/api/v2/images", fsid=FSID)
+    assert service.asked == [("remove", FSID)]
+    service.found = False
+    assert (await refused(client.delete, "/api/v2/images", fsid="x")).status == 404
+    assert (await refused(client.delete, "/api/v2/images")).status == 400
+
+
+async def test_status_is_the_whole_status(client: Client) -> None:
+    """Daemon, totals, images and their objects."""
+    status = await call(client.get, "/api/v2/status")
+    assert (status["pid"], status["state"], status["totals"]["reads"]) == (812, "RUNNING", 4)
+    assert status["images"][0]["blobs"][0]["resident_bytes"] == 4096
+
+
+@pytest.mark.parametrize("query", [{}, {"id": FSID}, {"id": f"/{FSID}"}])
+async def test_nydusds_metrics_of_an_image(client: Client, query: dict[str, str]) -> None:
+    """With the slash the snapshotter puts before the id, and for the only image without one."""
+    cache = await call(client.get, "/api/v1/metrics/blobcache", **query)
+    assert cache["underlying_files"] == ["b" * 64 + ".blob.data"]
+    assert (cache["total"], cache["data_all_ready"]) == (3, False)
+    backend = await call(client.get, "/api/v1/metrics/backend", **query)
+    assert (backend["read_count"], backend["read_amount_total"]) == (2, 4000)
+
+
+async def test_metrics_of_no_or_several_images_are_404(client: Client, service: Any) -> None:
+    """nydusd's rule: without an id only when there is exactly one."""
+    assert (await refused(client.get, "/api/v1/metrics/blobcache", id="x")).status == 404
+    service.image_status *= 2
+    assert (await refused(client.get, "/api/v1/metrics/backend")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("get", "/api/v1/daemon/backend", 501),
+        ("put", "/api/v1/mount", 501),
+        ("delete", "/api/v1/mount", 501),
+        ("get", "/api/v1/metrics", 404),
+        ("get", "/api/v1/metrics/inflight", 501),
+        ("put", "/api/v1/daemon/fuse/takeover", 501),
+        ("get", "/api/v1/events", 404),
+        ("put", "/api/v2/status", 400),
+    ],
+)
+async def test_what_only_a_fuse_daemon_does(
+    client: Client, method: str, path: str, status: int
+) -> None:
+    """nydusd's statuses for it in fscache mode."""
+    assert (await refused(getattr(client, method), path)).status == status
+
+
+async def test_send_fd_is_a_no_op_without_the_snapshotters_supervisor(client: Client) -> None:
+    """204, as nydusd started without --supervisor answers."""
+    assert await call(client.put, "/api/v1/daemon/fuse/sendfd") is None
+
+
+async def test_events_are_the_last_errors(client: Client, service: Any) -> None:
+    """An error of the daemon appears, and is counted."""
+
+    def broken() -> None:
+        raise KeyError("x")
+
+    root = logging.getLogger()
+    root.addHandler(api.log.recent_errors)
+    try:
+        service.info = broken
+        assert (await refused(client.get, "/api/v1/daemon")).status == 500
+        events = await call(client.get, "/api/v1/daemon/events")
+    finally:
+        root.removeHandler(api.log.recent_errors)
+        api.log.recent_errors.lines.clear()
+    assert "a bug of ours: GET /api/v1/daemon" in events["errors"][-1]
+    assert events["total_errors"] >= 1
+    assert events["total_size"] == sum(map(len, events["errors"]))
+
+
+async def test_prometheus_text(
+    server: http.Server, exchange: Callable[..., Coroutine[Any, Any, bytes]]
+) -> None:
+    """One HELP and TYPE for each name, then its value."""
+    reply = await exchange(b"GET /metrics HTTP/1.1\r\nHost: unix\r\n\r\n")
+    head, _, body = reply.decode().partition("\r\n\r\n")
+    assert "Content-Type: text/plain; version=0.0.4" in head
+    lines = body.splitlines()
+    assert "fscached_reads_total 4" in lines
+    assert "# TYPE fscached_reads_waiting gauge" in lines
+    labels = f'{{fsid="{FSID}",reference="registry.test/app:1"}}'
+    assert f"fscached_image_resident_bytes{labels} 8192" in lines
+    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(names) == len(set(names))
+
+
+async def test_nobody_on_the_socket(tmp_path: Any) -> None:
+    """The error names the socket, why, and what to start."""
+    with pytest.raises(DaemonAway, match=r"no\.sock .No such file.*fscached supervise") as caught:
+        await call(Client(str(tmp_path / "no.sock")).get, "/api/v1/daemon")
+    assert caught.value.exit_code == 3
+
+
+async def test_a_daemon_that_does_not_reply(
+    service: Any, server: http.Server, socket_path: str
+) -> None:
+    """The client gives up after its timeout."""
+    service.pull = asyncio.Event().wait
+    client = Client(socket_path, timeout_s=0.05)
+    with pytest.raises(DaemonAway, match=r"no reply within 0\.05 s"):
+        await call(client.put, "/api/v2/images", {"reference": "a"})
+
+
+async def test_every_route_answers_json_to_a_wrong_method(
+    server: http.Server, exchange: Callable[..., Coroutine[Any, Any, bytes]]
+) -> None:
+    """400, as nydusd does, never 405."""
+    for path in api.ROUTES:
+        reply = await exchange(b"PATCH %s HTTP/1.1\r\nHost: u\r\n\r\n" % path.encode())
+        assert reply.startswith(b"HTTP/1.1 400")
+        assert "takes" in json.loads(reply.partition(b"\r\n\r\n")[2])["message"]
