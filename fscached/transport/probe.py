@@ -1,0 +1,435 @@
+"""What must be there before the kernel can ask: each precondition, what was found, what to do.
+
+Looks, and changes nothing but a nameless file in the cache directory. Other processes are seen
+through /proc/PID/fd and comm only: cmdline, maps and environ take the process's mmap lock, which a
+reader that waits for us may hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import mmap
+import os
+import re
+import resource
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from fscached.config import Cache
+from fscached.failure import Missing
+from fscached.transport import BLOCK_BYTES
+from fscached.transport.mount import MountPoint, mount_points
+
+KERNEL_FIRST = (5, 19)
+KERNEL_GONE = (7, 2)
+"""EROFS over fscache came with 5.19 and was taken out of EROFS by 7.2."""
+
+RESTORE_FIRST = (6, 8)
+DESCRIPTORS_SPARE = 1024
+"""For connections, pipes and files, on top of one descriptor per open object."""
+
+_CAP_SYS_ADMIN = 1 << 21
+_OBJECT = "anon_inode:[cachefiles]"
+_REBUILD = "build the modules with on-demand mode: scripts/kernel-modules --install"
+_BETTER_PLACE = "put the cache on a local ext4, xfs or btrfs: directory in [cache]"
+_SYMBOLS = (
+    "cachefiles_add_cache",
+    "cachefiles_ondemand_copen",
+    "cachefiles_ondemand_restore",
+    "erofs_register_sysfs",
+    "erofs_fscache_register_fs",
+)
+
+_REFUSED_FILE_SYSTEMS = {
+    *("tmpfs", "ramfs", "devtmpfs", "overlay", "9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3"),
+    *("ceph", "vfat", "exfat", "erofs", "squashfs", "iso9660"),
+}
+"""What may pass the trial of a file and still is no place for a cache: gone after a boot, on
+another machine, on top of another file system, or read-only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One precondition. `remedy` is empty when it is met."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+class Holder(NamedTuple):
+    """A process that keeps the device open, or (a copy of) an object's descriptor."""
+
+    pid: int
+    comm: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Where to look, so that a test can show another machine."""
+
+    release: str
+    page_bytes: int
+    descriptors_max: int
+    trial: Callable[[str], str]
+    """What a file in this directory cannot do that the kernel will want; empty: nothing."""
+    statvfs: Callable[[str], os.statvfs_result] = os.statvfs
+    device: Path = Path("/dev/cachefiles")
+    proc: Path = Path("/proc")
+    boot: Path = Path("/boot")
+    modules: Path = Path("/lib/modules")
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Major and minor of the running kernel; (0, 0) when its name has none."""
+        match = re.match(r"(\d+)\.(\d+)", self.release)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def this_host(device: str = "/dev/cachefiles") -> Host:
+    """The machine this runs on."""
+    return Host(
+        release=os.uname().release,
+        page_bytes=mmap.PAGESIZE,
+        descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        trial=_trial,
+        device=Path(device),
+    )
+
+
+def survey(host: Host, cache: Cache, paths: Iterable[str] = ()) -> list[Finding]:
+    """Every precondition, the most basic first. `paths` are files the daemon needs besides its own
+    program: its configuration, its state."""
+    symbols = _symbols(host)
+    points = mount_points(host.proc / "self/mountinfo")
+    findings = [
+        _privilege(host),
+        _kernel(host),
+        _page_size(host),
+        _device(host, symbols),
+        _device_free(host),
+        _ondemand(host, symbols, "cachefiles", "cachefiles_add_cache", "cachefiles_ondemand_copen"),
+        _ondemand(host, symbols, "erofs", "erofs_register_sysfs", "erofs_fscache_register_fs"),
+        _restore(host, symbols),
+        _descriptors(host, cache),
+        _own_files([*_program(), cache.directory, *paths], points),
+    ]
+    # A path inside an image must not even be looked at: it may wait for the daemon.
+    if served_by(cache.directory, points) is None:
+        findings += _cache_directory(host, cache, points)
+    return findings
+
+
+def explain_open_failure(error: OSError, host: Host | None = None) -> Missing:
+    """Why `Cachefiles.open` or `bind` failed, as the error to raise instead."""
+    host = host or this_host()
+    what = f"{host.device}: {error.strerror}"
+    symbols = _symbols(host)
+    match error.errno:
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO if not host.device.exists():
+            finding = _device(host, symbols)
+            return Missing(finding.found, finding.remedy)
+        case errno.EBUSY:
+            held = _held_by(holders(host))
+            return Missing(
+                f"{host.device} is busy: {held or 'no process that can be seen holds it'}",
+                "stop that process" if held else "look for its holder in other PID namespaces",
+            )
+        case errno.EPERM | errno.EACCES:
+            return Missing(what, "run as root in the initial user namespace (CAP_SYS_ADMIN)")
+        case errno.EINVAL if "cachefiles_ondemand_copen" not in symbols:
+            return Missing(f"{what}; this cachefiles has no on-demand mode", _REBUILD)
+        case errno.EOPNOTSUPP:
+            return Missing(what, _BETTER_PLACE)
+    return Missing(what, "see `fscached doctor` and the kernel's log (dmesg)")
+
+
+def holders(host: Host) -> list[Holder]:
+    """Who has the device or an object open, this process left out."""
+    found = []
+    for directory in _processes(host):
+        for target in sorted(_descriptor_targets(directory)):
+            if target in {str(host.device), _OBJECT}:
+                what = "an object" if target == _OBJECT else "the device"
+                found.append(Holder(int(directory.name), _read(directory / "comm").strip(), what))
+    return found
+
+
+def served_by(path: str, points: list[MountPoint]) -> str | None:
+    """The mount point of an EROFS over fscache that `path` lies on, also below an overlay; None:
+    on nothing of the kind. Judged by names alone."""
+    path = os.path.normpath(path)
+    point = _mount_of(path, points)
+    if point is None:
+        return None
+    if point.fs_type == "erofs" and any(key == "fsid" for key, _ in point.options):
+        return point.target
+    below = [layer for key, value in point.options for layer in _layers(point, key, value)]
+    older = points[: points.index(point)]
+    return next((target for layer in below if (target := served_by(layer, older))), None)
+
+
+def _layers(point: MountPoint, key: str, value: str) -> list[str]:
+    if point.fs_type != "overlay" or key not in {"lowerdir", "lowerdir+", "upperdir"}:
+        return []
+    return [layer for layer in value.split(":") if layer.startswith("/")]
+
+
+def _mount_of(path: str, points: list[MountPoint]) -> MountPoint | None:
+    """The last mount among those with the longest mount point above the path."""
+    above = [
+        point
+        for point in points
+        if path == point.target or path.startswith(point.target.rstrip("/") + "/")
+    ]
+    return max(reversed(above), key=lambda point: len(point.target), default=None)
+
+
+def _privilege(host: Host) -> Finding:
+    status = _read(host.proc / "self/status")
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    capable = bool(match and int(match[1], 16) & _CAP_SYS_ADMIN)
+    inherited = _read(host.proc / "self/uid_map").split() == ["0", "0", "4294967295"]
+    return _finding(
+        "privilege",
+        capable and inherited,
+        "CAP_SYS_ADMIN" if capable else "no CAP_SYS_ADMIN",
+        "run as root, outside of user namespaces",
+        "" if inherited else " of a user namespace",
+    )
+
+
+def _kernel(host: Host) -> Finding:
+    remedy = (
+        "boot Linux 7.1 or older: 7.2 has no EROFS over fscache"
+        if host.version >= KERNEL_GONE
+        else "boot Linux 5.19 or newer (6.1 for shared domains)"
+    )
+    ok = KERNEL_FIRST <= host.version < KERNEL_GONE
+    return _finding("kernel", ok, host.release, remedy)
+
+
+def _page_size(host: Host) -> Finding:
+    return _finding(
+        "page-size",
+        host.page_bytes == BLOCK_BYTES,
+        f"{host.page_bytes} bytes",
+        "boot a kernel with pages of 4 KiB: EROFS over fscache has no other blocks",
+    )
+
+
+def _device(host: Host, symbols: frozenset[str]) -> Finding:
+    with contextlib.suppress(OSError):
+        if stat.S_ISCHR(os.stat(host.device).st_mode):
+            return Finding("device", True, str(host.device))
+        return Finding(
+            "device", False, f"{host.device} is no device", "remove it: modprobe makes the device"
+        )
+    if "cachefiles_add_cache" in symbols:
+        remedy = "give this container the host's /dev: the module is loaded"
+    elif _has_module(host, "cachefiles"):
+        remedy = "modprobe cachefiles"
+    else:
+        remedy = "boot a kernel with CONFIG_CACHEFILES"
+    return Finding("device", False, f"no {host.device}", remedy)
+
+
+def _device_free(host: Host) -> Finding:
+    found = holders(host)
+    strangers = [holder for holder in found if holder.comm != "fscached"]
+    held = _held_by(strangers or found)
+    remedy = "stop that process; it alone is asked by the kernel"
+    return _finding("device-free", not strangers, held or "nobody has it open", remedy)
+
+
+def _held_by(found: list[Holder]) -> str:
+    """`held by pid 812 (cachefilesd: the device)`, at most three of them."""
+    names = dict.fromkeys(f"pid {pid} ({comm}: {what})" for pid, comm, what in found)
+    return f"held by {', '.join(list(names)[:3])}" if names else ""
+
+
+def _ondemand(host: Host, symbols: frozenset[str], module: str, base: str, mark: str) -> Finding:
+    """The running kernel's symbols say it; before the module is loaded its configuration does,
+    though not for modules that were rebuilt since."""
+    name = f"{module}-ondemand"
+    if mark in symbols:
+        return Finding(name, True, f"{module} has on-demand mode")
+    option = "CONFIG_CACHEFILES_ONDEMAND" if module == "cachefiles" else "CONFIG_EROFS_FS_ONDEMAND"
+    if base in symbols:
+        loaded = f"\n{module} " in "\n" + _read(host.proc / "modules")
+        remedy = _REBUILD if loaded else f"boot a kernel with {option}: it is built in"
+        return Finding(name, False, f"{module} was built without on-demand mode", remedy)
+    if not _has_module(host, module):
+        return Finding(name, False, f"this kernel has no {module}", f"boot one with {option}")
+    built = _option(host, option)
+    told = "unknown" if built is None else "configured" if built else "off in the configuration"
+    found = f"{module} is not loaded; on-demand mode is {told}"
+    remedy = f"modprobe {module}, then look again"
+    return Finding(name, False, found, remedy if built else f"{remedy}; or {_REBUILD}")
+
+
+def _restore(host: Host, symbols: frozenset[str]) -> Finding:
+    """Without it everything works until the daemon dies."""
+    name, mark = "restore", "cachefiles_ondemand_restore"
+    if mark in symbols:
+        return Finding(name, True, "mounts outlive the daemon")
+    if "cachefiles_add_cache" not in symbols and host.version >= RESTORE_FIRST:
+        return Finding(name, True, "Linux has it since 6.8")
+    known = "cachefiles_ondemand_copen" in symbols
+    return Finding(
+        name,
+        False,
+        "no restore: a daemon that dies takes its mounts along" if known else "not known yet",
+        "boot Linux 6.8 or newer, or Debian's 6.1" if known else "load an on-demand cachefiles",
+    )
+
+
+def _descriptors(host: Host, cache: Cache) -> Finding:
+    wanted = cache.open_objects + DESCRIPTORS_SPARE
+    limitless = host.descriptors_max == resource.RLIM_INFINITY
+    return _finding(
+        "descriptors",
+        limitless or host.descriptors_max >= wanted,
+        "no limit" if limitless else f"at most {host.descriptors_max}",
+        f"set LimitNOFILE={wanted}, or a smaller open_objects in [cache]",
+    )
+
+
+def _own_files(paths: Iterable[str], points: list[MountPoint]) -> Finding:
+    for path in paths:
+        if target := served_by(path, points):
+            return Finding(
+                "own-files",
+                False,
+                f"{path} lies in the image mounted on {target}",
+                "install fscached and its files elsewhere: it would wait for itself",
+            )
+    return Finding("own-files", True, "none lies in an image")
+
+
+def _program() -> list[str]:
+    """Interpreter, library and package of this process."""
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [sys.executable, os.path.dirname(os.__file__), package]
+
+
+def _cache_directory(host: Host, cache: Cache, points: list[MountPoint]) -> Iterator[Finding]:
+    directory = cache.directory
+    name = "cache-directory"
+    if not os.path.isabs(directory):
+        yield Finding(name, False, directory, "give an absolute path: directory in [cache]")
+    elif not os.path.isdir(directory):
+        yield Finding(name, False, f"no directory {directory}", f"install -d -m 0700 {directory}")
+    else:
+        yield Finding(name, True, directory)
+        yield _cache_file_system(host, directory, points)
+        yield _space(host, cache)
+
+
+def _cache_file_system(host: Host, directory: str, points: list[MountPoint]) -> Finding:
+    point = _mount_of(os.path.realpath(directory), points)
+    fs_type = point.fs_type if point else "unknown file system"
+    lacks = ""
+    if fs_type.startswith("fuse") or fs_type in _REFUSED_FILE_SYSTEMS:
+        lacks = "cannot hold a cache"
+    elif host.statvfs(directory).f_bsize > BLOCK_BYTES:
+        lacks = f"blocks of {host.statvfs(directory).f_bsize} bytes, more than 4 KiB"
+    else:
+        lacks = host.trial(directory)
+    found = f"{fs_type}: {lacks}" if lacks else fs_type
+    return _finding("cache-file-system", not lacks, found, _BETTER_PLACE)
+
+
+def _space(host: Host, cache: Cache) -> Finding:
+    """Above the floors, in the kernel's own arithmetic (cachefiles_has_space)."""
+    state = host.statvfs(cache.directory)
+    blocks = 100 * state.f_bavail // state.f_blocks if state.f_blocks else 0
+    # btrfs counts no inodes: 0 of 0 are free, and the kernel's floor is 0 too.
+    inodes = 100 * state.f_ffree // state.f_files if state.f_files else 100
+    ok = blocks > cache.block_stop_percent and inodes > cache.file_stop_percent
+    return _finding(
+        "free-space",
+        ok,
+        f"{blocks} % of blocks and {inodes} % of inodes are free",
+        f"free some: at {cache.block_stop_percent} % of blocks or {cache.file_stop_percent} % of "
+        "inodes reads of what is not cached fail",
+    )
+
+
+def _finding(name: str, ok: bool, found: str, remedy: str, suffix: str = "") -> Finding:
+    return Finding(name, ok, found + suffix, "" if ok else remedy)
+
+
+def _trial(directory: str) -> str:
+    """Do with a nameless file what the kernel will do with its own."""
+    step = "no nameless files with direct I/O (O_TMPFILE, O_DIRECT)"
+    try:
+        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC, 0o600)
+        try:
+            step = "no user extended attributes"
+            os.setxattr(fd, "user.fscached", b"1")
+            step = "no direct writes of 4 KiB"
+            os.ftruncate(fd, 256 * BLOCK_BYTES)
+            with mmap.mmap(-1, BLOCK_BYTES) as block:
+                os.pwrite(fd, block, 128 * BLOCK_BYTES)
+            step = "holes in files are not told (SEEK_DATA)"
+            if os.lseek(fd, 0, os.SEEK_DATA) == 128 * BLOCK_BYTES:
+                return ""
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return f"{step}: {error.strerror}"
+    return step
+
+
+def _symbols(host: Host) -> frozenset[str]:
+    """Which of `_SYMBOLS` the running kernel has; names are told without privilege."""
+    pattern = re.compile(rb" (" + "|".join(_SYMBOLS).encode() + rb")(?=[\t\n]|\Z)")
+    with contextlib.suppress(OSError):
+        text = (host.proc / "kallsyms").read_bytes()
+        return frozenset(match.decode() for match in pattern.findall(text))
+    return frozenset()
+
+
+def _option(host: Host, name: str) -> bool | None:
+    """Whether the kernel was configured with it; None: its configuration cannot be found."""
+    with contextlib.suppress(OSError, EOFError):
+        return f"\n{name}=" in gzip.decompress((host.proc / "config.gz").read_bytes()).decode()
+    text = _read(host.boot / f"config-{host.release}")
+    return f"\n{name}=" in text if text else None
+
+
+def _has_module(host: Host, module: str) -> bool:
+    """Whether the kernel comes with it, as a file or built in."""
+    lists = (host.modules / host.release / name for name in ("modules.dep", "modules.builtin"))
+    return any(f"/{module}.ko" in _read(path) for path in lists)
+
+
+def _processes(host: Host) -> Iterator[Path]:
+    for entry in sorted(host.proc.iterdir()):
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            yield entry
+
+
+def _descriptor_targets(directory: Path) -> Iterator[str]:
+    """Processes and descriptors come and go while one looks."""
+    with contextlib.suppress(OSError):
+        for descriptor in os.scandir(directory / "fd"):
+            with contextlib.suppress(OSError):
+                yield os.readlink(descriptor.path)
+
+
+def _read(path: Path) -> str:
+    """A file's text; empty when it cannot be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
