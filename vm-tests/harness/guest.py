@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Self
 
 from harness import disk, kernel
 from harness.command import CommandFailed
 from harness.disk import Disk
-from harness.kernel import Kernel
 from harness.qemu import Qemu
 from harness.wire import Header, encode, receive
 
@@ -75,20 +75,48 @@ def _describe(done: CompletedProcess[str]) -> str:
 class Guest:
     """A virtual machine with an agent that answers. Every method may be called from any thread.
 
-    Any method raises GuestPanic or GuestLost when the guest is gone.
+    Any method raises GuestPanic or GuestLost when the guest is gone. As a context manager it waits
+    for the agent at the start and ends QEMU at the end.
     """
 
-    def __init__(self, kernel: Kernel, machine: Qemu) -> None:
-        self.kernel = kernel
-        self._machine = machine
+    def __init__(
+        self,
+        name: str,
+        console: Path,
+        *,
+        disks: Sequence[Disk] = (),
+        memory_mib: int = 1024,
+        cpus: int = 2,
+    ) -> None:
+        """Start kernel `name` with root, project and `disks`; the serial console goes to a file."""
+        self.kernel = kernel.prepared(name)
+        self.console = console
+        attached = [disk.root(), disk.site(), *disks]
+        self._machine = Qemu(self.kernel, attached, console, memory_mib=memory_mib, cpus=cpus)
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.Queue[tuple[Header, bytes] | None]] = {0: queue.Queue()}
         self._lock = threading.Lock()
         self._gone = False
         threading.Thread(target=self._listen, daemon=True).start()
 
+    @property
+    def panicked(self) -> bool:
+        """Whether its kernel has died."""
+        return self._machine.panicked()
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_for_agent()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def wait_for_agent(self, timeout_s: float = BOOT_TIMEOUT_S) -> None:
-        """Wait until the agent has said its first word."""
+        """Wait until the agent has said its first word. Raises GuestTimeout when it does not."""
         self._answer(0, timeout_s)
 
     # -- commands -------------------------------------------------------------------------------
@@ -234,27 +262,3 @@ class Guest:
             self._gone = True
             for waiting in self._answers.values():
                 waiting.put(None)
-
-
-def boot(
-    name: str,
-    console: Path,
-    *,
-    disks: Sequence[Disk] = (),
-    memory_mib: int = 1024,
-    cpus: int = 2,
-) -> Guest:
-    """Boot kernel `name` with root, project and `disks`, and wait for its agent.
-
-    The serial console goes to the file `console`. Raises GuestPanic, GuestLost, GuestTimeout.
-    """
-    ready = kernel.prepared(name)
-    attached = [disk.root(), disk.site(), *disks]
-    machine = Qemu(ready, attached, console, memory_mib=memory_mib, cpus=cpus)
-    guest = Guest(ready, machine)
-    try:
-        guest.wait_for_agent()
-    except BaseException:
-        guest.kill()
-        raise
-    return guest

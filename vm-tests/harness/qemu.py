@@ -19,7 +19,7 @@ from harness.wire import PORT
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = Path("/bin/busybox")
-AGENT_FILES = ("__init__.py", "wire.py", "agent.py")
+GUEST_FILES = ("__init__.py", "wire.py", "agent.py", "listing.py")
 
 # oops=panic, panic=-1 and -no-reboot: a broken guest ends its QEMU instead of limping on.
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off"
@@ -153,7 +153,7 @@ def _pack_initramfs(kernel: Kernel, disks: Sequence[Disk], initramfs: Path) -> N
     shutil.copy2(BUSYBOX, tree / "bin/busybox")
     shutil.copy2(HERE / "init", tree / "init")
     (tree / "init").chmod(0o755)
-    for name in AGENT_FILES:
+    for name in GUEST_FILES:
         shutil.copy2(HERE / name, tree / "harness" / name)
     shutil.copytree(kernel.modules, tree / "lib/modules" / kernel.release)
     mounts = (f"{disk.serial} {disk.mount} {disk.options}\n" for disk in disks)
