@@ -297,9 +297,7 @@ class BlobMeta:
         self.wanted = tuple(part for part in self.wanted if part != got)
         if self._toc is None and has_trusted_toc(self.entry):
             self._toc = self._trusted_toc()
-            self.wanted = tuple(
-                part for part in (self._meta, self._digests_range(self._toc)) if not self._has(part)
-            )
+            self.wanted = tuple(part for part in self._parts(self._toc) if not self._has(part))
 
     def chunks(self) -> ChunkMap:
         """All chunks of the blob, with their digests if the table of contents is trusted."""
@@ -370,6 +368,12 @@ class BlobMeta:
             raise ImageError(
                 f"{self._where}: its {name} is not what its table of contents promises (sha256)"
             )
+
+    def _parts(self, toc: Mapping[str, TocEntry]) -> tuple[tuple[int, int], ...]:
+        digests = self._digests_range(toc)
+        if 0 <= digests[0] - self._meta[1] <= SPARE_BYTES:
+            return ((self._meta[0], digests[1]),)
+        return self._meta, digests
 
     def _has(self, part: tuple[int, int]) -> bool:
         return any(
