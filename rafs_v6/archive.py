@@ -47,14 +47,18 @@ _TYPES = {
     tarfile.BLKTYPE: stat.S_IFBLK,
     tarfile.FIFOTYPE: stat.S_IFIFO,
 }
+_DEVICES = frozenset({stat.S_IFCHR, stat.S_IFBLK})
+_MAJORS, _MINORS = 1 << 12, 1 << 20
+"""Device numbers the kernel has (include/linux/kdev_t.h)."""
 _BROKEN = (
     tarfile.TarError,
     EOFError,
     zlib.error,
     zstandard.ZstdError,
     gzip.BadGzipFile,
-    RecursionError,
 )
+_UNREADABLE = (ValueError, OverflowError, IndexError, RecursionError)
+"""What tarfile raises besides its own errors when a header's numbers make no sense."""
 
 
 class _Reader:
@@ -140,7 +144,9 @@ class Archive:
             self._content.seek(tar.offset)
             if self._content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("neither a header nor the end mark, cut short?")
-        except _BROKEN as error:
+        except ImageError:
+            raise
+        except (*_BROKEN, *_UNREADABLE) as error:
             at = self._content.tell()
             raise ImageError(f"layer archive is damaged at byte {at}: {error}") from error
         return unpacking.root
@@ -155,8 +161,20 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if member.size < 0 or tar.offset <= end:
             raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
         end = tar.offset
+        _require_honest_map(tar, member)
         yield member
     raise tarfile.ReadError(f"more than {MAX_ENTRIES} entries")
+
+
+def _require_honest_map(tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    pieces = cast("list[tuple[int, int]] | None", member.sparse)
+    end = stored = 0
+    for offset, size in pieces or ():
+        if not end <= offset <= offset + size <= member.size:
+            raise tarfile.ReadError(f"{member.name!r} has impossible holes")
+        end, stored = offset + size, stored + size
+    if stored > tar.offset - member.offset_data:
+        raise tarfile.ReadError(f"{member.name!r} has less data than its map of holes says")
 
 
 class _Unpacking:
@@ -251,6 +269,9 @@ def _node(tar: tarfile.TarFile, member: tarfile.TarInfo, replaced: Node | None) 
         )
     if not (0 <= member.uid < 1 << 32 and 0 <= member.gid < 1 << 32):
         raise ImageError(f"layer archive: {member.name!r}: owner {member.uid}:{member.gid}")
+    device = (member.devmajor, member.devminor) if kind in _DEVICES else (0, 0)
+    if not (0 <= device[0] < _MAJORS and 0 <= device[1] < _MINORS):
+        raise ImageError(f"layer archive: {member.name!r}: device {device[0]}:{device[1]}")
     mtime, mtime_nsec = _time(member)
     regular = kind == stat.S_IFREG
     return Node(
@@ -267,7 +288,7 @@ def _node(tar: tarfile.TarFile, member: tarfile.TarInfo, replaced: Node | None) 
         size=member.size if regular else 0,
         data=functools.partial(_content, tar, member) if regular else None,
         target=target,
-        device=(member.devmajor, member.devminor) if member.isdev() else (0, 0),
+        device=device,
         children=replaced.children if member.isdir() and replaced is not None else {},
     )
 
@@ -278,7 +299,7 @@ def _raw(text: str) -> bytes:
 
 def _time(member: tarfile.TarInfo) -> tuple[int, int]:
     """Seconds and nanoseconds; tarfile's own value is a float and rounds."""
-    text = member.pax_headers.get("mtime", str(int(member.mtime)))
+    text = member.pax_headers.get("mtime") or str(int(member.mtime))
     match = _TIME.fullmatch(text)
     if not match:
         raise ImageError(f"layer archive: {member.name!r}: unreadable time {text[:40]!r}")
