@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fscached.config import Cache
-from fscached.failure import Missing
 from fscached.transport import BLOCK_BYTES
 from fscached.transport.mount import MountPoint, mount_points
 
@@ -128,28 +127,27 @@ def survey(host: Host, cache: Cache, paths: Iterable[str] = ()) -> list[Finding]
     return findings
 
 
-def explain_open_failure(error: OSError, host: Host | None = None) -> Missing:
-    """Why `Cachefiles.open` or `bind` failed, as the error to raise instead."""
+def explain_open_failure(error: OSError, host: Host | None = None) -> str:
+    """Why `Cachefiles.open` or `bind` failed, and what to do: for people, one line."""
     host = host or this_host()
-    what = f"{host.device}: {error.strerror}"
-    symbols = _symbols(host)
+    reason, symbols = str(error.strerror), _symbols(host)
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO if not host.device.exists():
             finding = _device(host, symbols)
-            return Missing(finding.found, finding.remedy)
+            reason, remedy = finding.found, finding.remedy
         case errno.EBUSY:
             held = _held_by(holders(host))
-            return Missing(
-                f"{host.device} is busy: {held or 'no process that can be seen holds it'}",
-                "stop that process" if held else "look for its holder in other PID namespaces",
-            )
+            reason = f"busy: {held or 'no process that can be seen holds it'}"
+            remedy = "stop that process" if held else "look for one in other PID namespaces"
         case errno.EPERM | errno.EACCES:
-            return Missing(what, "run as root in the initial user namespace (CAP_SYS_ADMIN)")
+            remedy = "run as root, outside of user namespaces (CAP_SYS_ADMIN)"
         case errno.EINVAL if "cachefiles_ondemand_copen" not in symbols:
-            return Missing(f"{what}; this cachefiles has no on-demand mode", _REBUILD)
+            reason, remedy = f"{reason}: it has no on-demand mode", _REBUILD
         case errno.EOPNOTSUPP:
-            return Missing(what, _BETTER_PLACE)
-    return Missing(what, "see `fscached doctor` and the kernel's log (dmesg)")
+            remedy = _BETTER_PLACE
+        case _:
+            remedy = "see `fscached doctor` and the kernel's log (dmesg)"
+    return f"{reason}; {remedy}"
 
 
 def holders(host: Host) -> list[Holder]:
@@ -322,16 +320,20 @@ def _program() -> list[str]:
 
 
 def _cache_directory(host: Host, cache: Cache, points: list[MountPoint]) -> Iterator[Finding]:
-    directory = cache.directory
-    name = "cache-directory"
+    """The daemon makes the directory; until then the one it will be in is looked at."""
+    directory, name = cache.directory, "cache-directory"
     if not os.path.isabs(directory):
         yield Finding(name, False, directory, "give an absolute path: directory in [cache]")
-    elif not os.path.isdir(directory):
-        yield Finding(name, False, f"no directory {directory}", f"install -d -m 0700 {directory}")
-    else:
-        yield Finding(name, True, directory)
-        yield _cache_file_system(host, directory, points)
-        yield _space(host, cache)
+        return
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    if not os.path.isdir(directory):
+        yield Finding(name, False, f"{directory} is no directory", "directory in [cache] needs one")
+        return
+    made = directory == cache.directory
+    yield Finding(name, True, directory if made else f"{cache.directory}, to be made")
+    yield _cache_file_system(host, directory, points)
+    yield _space(host, directory, cache)
 
 
 def _cache_file_system(host: Host, directory: str, points: list[MountPoint]) -> Finding:
@@ -348,9 +350,9 @@ def _cache_file_system(host: Host, directory: str, points: list[MountPoint]) -> 
     return _finding("cache-file-system", not lacks, found, _BETTER_PLACE)
 
 
-def _space(host: Host, cache: Cache) -> Finding:
+def _space(host: Host, directory: str, cache: Cache) -> Finding:
     """Above the floors, in the kernel's own arithmetic (cachefiles_has_space)."""
-    state = host.statvfs(cache.directory)
+    state = host.statvfs(directory)
     blocks = 100 * state.f_bavail // state.f_blocks if state.f_blocks else 0
     # btrfs counts no inodes: 0 of 0 are free, and the kernel's floor is 0 too.
     inodes = 100 * state.f_ffree // state.f_files if state.f_files else 100

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import pytest
 
 from fscached.config import Cache
-from fscached.failure import Missing
 from fscached.transport import probe
 from fscached.transport.mount import mount_points
 from fscached.transport.probe import Finding, Holder, Host
@@ -150,8 +149,9 @@ def no_restore(machine: Machine) -> None:
     machine.without("restore")
 
 
-def no_cache_directory(machine: Machine) -> None:
-    (machine.root / "cache").rmdir()
+def a_file_for_a_directory(machine: Machine) -> None:
+    machine.write("file", "")
+    machine.cache = Cache(directory=f"{machine.root}/file/cache")
 
 
 def relative_cache_directory(machine: Machine) -> None:
@@ -187,7 +187,7 @@ def cache_in_an_image(machine: Machine) -> None:
         (erofs_built_in, "erofs-ondemand", "without", "CONFIG_EROFS_FS_ONDEMAND"),
         (no_restore, "restore", "takes its mounts along", "6.8"),
         (lambda m: m.change(descriptors_max=4096), "descriptors", "4096", "LimitNOFILE=17408"),
-        (no_cache_directory, "cache-directory", "no directory", "install -d"),
+        (a_file_for_a_directory, "cache-directory", "file is no directory", "[cache]"),
         (relative_cache_directory, "cache-directory", "cache", "absolute"),
         (cache_on_tmpfs, "cache-file-system", "tmpfs", "ext4, xfs or btrfs"),
         (
@@ -328,8 +328,12 @@ def test_the_program_itself_is_among_the_paths(machine: Machine) -> None:
     ("broken", "code", "words"),
     [
         (no_device, errno.ENOENT, ["no /", "the module is loaded"]),
-        (busy_device, errno.EBUSY, ["busy: held by pid 812 (cachefilesd", "stop that process"]),
-        (lambda m: None, errno.EBUSY, ["no process that can be seen", "PID namespaces"]),
+        (
+            busy_device,
+            errno.EBUSY,
+            ["busy: held by pid 812 (cachefilesd: the device); stop that process"],
+        ),
+        (lambda m: None, errno.EBUSY, ["no process that can be seen", "other PID namespaces"]),
         (lambda m: None, errno.EPERM, ["as root"]),
         (cachefiles_without_ondemand, errno.EINVAL, ["on-demand", "scripts/kernel-modules"]),
         (lambda m: None, errno.EOPNOTSUPP, ["ext4, xfs or btrfs"]),
@@ -339,11 +343,19 @@ def test_the_program_itself_is_among_the_paths(machine: Machine) -> None:
 def test_a_failed_open_is_explained(
     machine: Machine, broken: Callable[[Machine], None], code: int, words: list[str]
 ) -> None:
-    """What the daemon says when it cannot start: why, and what to do; exit status 3."""
+    """What the daemon says when it cannot start: why, and what to do."""
     broken(machine)
-    failure = probe.explain_open_failure(OSError(code, os.strerror(code)), machine.host)
-    assert isinstance(failure, Missing) and failure.exit_code == 3
-    assert all(word in str(failure) for word in words)
+    said = probe.explain_open_failure(OSError(code, os.strerror(code)), machine.host)
+    assert all(word in said for word in words)
+
+
+def test_a_cache_directory_that_will_be_made(machine: Machine) -> None:
+    """Its file system and space are those of the directory it will be in."""
+    asked: list[str] = []
+    machine.cache = Cache(directory=f"{machine.root}/cache/a/b")
+    machine.change(trial=lambda path: asked.append(path) or "")
+    assert machine.missing() == {}
+    assert asked == [f"{machine.root}/cache"]
 
 
 def test_the_trial_of_a_real_directory(tmp_path: Path) -> None:
