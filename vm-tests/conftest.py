@@ -26,6 +26,7 @@ from harness.qemu import GuestLost, GuestPanic
 
 KERNELS = ("6.1", "6.12")
 TEST_TIMEOUT_S = 600
+RESULTS_KEPT = 10
 
 # Where a guest's programs write what they have to say.
 LOGS = "/var/log"
@@ -115,6 +116,7 @@ def results(request: pytest.FixtureRequest) -> Path:
     """Where this run's consoles and logs go."""
     directory = request.config.stash[results_directory]
     directory.mkdir(parents=True, exist_ok=True)
+    store.prune(store.root() / "results", RESULTS_KEPT)
     return directory
 
 

@@ -53,11 +53,12 @@ def kept(kind: str, name: str, build: Callable[[Path], None], *, keep: int = 4) 
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
         os.utime(directory)
-        _prune(directory.parent, keep)
+        prune(directory.parent, keep)
     return directory
 
 
-def _prune(directory: Path, keep: int) -> None:
+def prune(directory: Path, keep: int) -> None:
+    """Remove all but the `keep` entries of `directory` that were used last."""
     entries = [entry for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink()]
     entries.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
     for old in entries[keep:]:
