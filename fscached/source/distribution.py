@@ -7,7 +7,7 @@ import hashlib
 import platform
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from typing import BinaryIO, Final, NamedTuple, TypeVar
+from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -66,7 +66,7 @@ class Document(msgspec.Struct, rename={"media_type": "mediaType"}):
 
     media_type: str = ""
     manifests: list[Descriptor] | None = None
-    layers: msgspec.Raw | None = None
+    layers: list[dict[str, Any]] | None = None
 
 
 class Distribution:

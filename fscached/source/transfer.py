@@ -94,7 +94,7 @@ class _Transfer:
         accepted: Callable[[], None] | None,
     ) -> Reply:
         self._request, self._feed, self._accepted = request, feed, accepted
-        self._answer: dict[str, str] | None = None
+        self._status, self._answer = 0, dict[str, str]()
         self._promised = self._received = self._fed = 0
         self._verdict: tuple[Fault, str] | None = None
         self._raised: BaseException | None = None
@@ -153,7 +153,7 @@ class _Transfer:
         if self._lane.held:
             return pycurl.WRITEFUNC_PAUSE
         try:
-            if self._answer is None:
+            if not self._status:
                 self._judge()
             size = len(data)
             self._received += size
@@ -168,13 +168,12 @@ class _Transfer:
 
     def _judge(self) -> None:
         """Read status and headers, once, before the first byte of the body."""
-        self._answer = _fields(self._lines)
-        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        if status not in (200, 206):
+        self._status, self._answer = _read_head(self._lines)
+        if self._status not in (200, 206):
             return
         request = self._request
         try:
-            self._promised = promised_bytes(status, self._answer, request.start, request.end)
+            self._promised = promised_bytes(self._status, self._answer, request.start, request.end)
         except RangeError as error:
             self._verdict = Fault.PROTOCOL, str(error)
         else:
@@ -190,16 +189,15 @@ class _Transfer:
         return -1
 
     def _reply(self, code: int, text: str) -> Reply:
-        status = self.curl.getinfo(pycurl.RESPONSE_CODE)
-        if self._answer is None and status and code == pycurl.E_OK:
+        if not self._status and code == pycurl.E_OK:
             self._judge()
         fault, reason = self._verdict or self._ending(code, text)
-        return Reply(status, self._answer or {}, self._fed, fault, reason)
+        return Reply(self._status, self._answer, self._fed, fault, reason)
 
     def _ending(self, code: int, text: str) -> tuple[Fault | None, str]:
         refused_at_length = code == pycurl.E_WRITE_ERROR and not self._promised
         if code != pycurl.E_OK and not refused_at_length:
-            return _LASTING.get(code, Fault.NETWORK), text
+            return _LASTING.get(code, Fault.NETWORK), text or pycurl.easy_strerror(code)
         if self._fed < self._promised:
             return Fault.NETWORK, f"broke off after {self._fed} of {self._promised} bytes"
         return None, ""
@@ -455,15 +453,16 @@ def _narrow_window(fd: int, _purpose: int) -> int:
     return pycurl.SOCKOPT_OK
 
 
-def _fields(lines: list[bytes]) -> dict[str, str]:
-    """Header lines as a dict; after an interim answer (100, 103) only the last answer's count."""
-    fields: dict[str, str] = {}
+def _read_head(lines: list[bytes]) -> tuple[int, dict[str, str]]:
+    """Status and headers; after an interim answer (100, 103) only the last answer's count."""
+    status, fields = 0, dict[str, str]()
     for line in lines:
-        if line.startswith(b"HTTP/"):
-            fields.clear()
-            continue
-        name, colon, value = line.decode("latin-1").partition(":")
-        if colon:
-            key, text = name.strip().lower(), value.strip()
-            fields[key] = f"{fields[key]}, {text}" if key in fields else text
-    return fields
+        text = line.decode("latin-1")
+        if text.startswith("HTTP/"):
+            code = text.split(" ")[1][:3]  # curl has checked that it is there
+            status, fields = int(code) if code.isdecimal() else 0, {}
+        elif ":" in text:
+            name, _, value = text.partition(":")
+            key, value = name.strip().lower(), value.strip()
+            fields[key] = f"{fields[key]}, {value}" if key in fields else value
+    return status, fields
