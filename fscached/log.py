@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 LEVELS: Final = {
@@ -116,7 +116,7 @@ def set_level(level: str) -> None:
 def _file_handler(file: str) -> logging.Handler:
     from logging.handlers import WatchedFileHandler  # costs an import of sockets and pickling
 
-    Path(file).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    os.makedirs(os.path.dirname(os.path.abspath(file)), mode=0o755, exist_ok=True)
     return WatchedFileHandler(file, encoding="utf-8")
 
 

@@ -92,6 +92,7 @@ class Server:
         self._server.close()
         self._withdraw()
         for task, connection in self._connections.items():
+            connection.ending = True
             if not connection.busy:
                 task.cancel()
         if self._connections:
@@ -132,6 +133,7 @@ class _Connection:
         limits: Limits,
     ) -> None:
         self.busy = False
+        self.ending = False
         self._reader = reader
         self._writer = writer
         self._handler = handler
@@ -139,7 +141,8 @@ class _Connection:
         self._http = h11.Connection(h11.SERVER, limits.header_limit_bytes)
 
     async def serve(self) -> None:
-        """Answer requests until the other side closes or breaks the protocol."""
+        """Answer requests until the other side closes or breaks the protocol, or until the reply
+        that is under way when `ending` is set."""
         while await self._exchange():
             self._http.start_next_cycle()
             self.busy = False
@@ -151,7 +154,8 @@ class _Connection:
             f"more than {self._limits.connections} connections: close some, or raise [api] "
             "connections in the configuration",
         )
-        await self._send(_error_reply(error), last=True)
+        self.ending = True
+        await self._send(_error_reply(error))
 
     async def _exchange(self) -> bool:
         """One request and its reply; whether another may follow."""
@@ -163,11 +167,13 @@ class _Connection:
             self.busy = True
             request = _request(head, await self._body())
         except h11.RemoteProtocolError as error:
+            self.ending = True
             status = HTTPStatus(error.error_status_hint)
-            await self._send(_error_reply(ApiError(status, f"BadRequest: {error}")), last=True)
+            await self._send(_error_reply(ApiError(status, f"BadRequest: {error}")))
             return False
         except ApiError as error:
-            await self._send(_error_reply(error), last=True)
+            self.ending = True
+            await self._send(_error_reply(error))
             return False
         await self._send(await self._answer(request), head_only=request.method == "HEAD")
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
@@ -208,11 +214,11 @@ class _Connection:
             message = f"a bug in {request.method} {request.path}: the daemon's log has the trace"
             return _error_reply(ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, message))
 
-    async def _send(self, reply: Reply, *, head_only: bool = False, last: bool = False) -> None:
+    async def _send(self, reply: Reply, *, head_only: bool = False) -> None:
         has_body = bool(reply.body)
         headers = [
             (b"Server", SERVER),
-            (b"Connection", b"close" if last else b"keep-alive"),
+            (b"Connection", b"close" if self.ending else b"keep-alive"),
             (b"Content-Type", reply.content_type.encode("ascii")),
         ]
         if has_body:

@@ -305,10 +305,12 @@ async def test_a_daemon_that_does_not_reply(
     service: Any, server: http.Server, socket_path: str
 ) -> None:
     """The client gives up after its timeout."""
-    service.pull = asyncio.Event().wait
+    given_up = asyncio.Event()
+    service.pull = given_up.wait
     client = Client(socket_path, timeout_s=0.05)
     with pytest.raises(DaemonAway, match=r"no reply within 0\.05 s"):
         await call(client.put, "/api/v2/images", {"reference": "a"})
+    given_up.set()
 
 
 async def test_every_route_answers_json_to_a_wrong_method(

@@ -1,0 +1,308 @@
+"""The supervisor, as a process of its own, with a stand-in for the daemon that obeys the test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fscached.control import supervisor
+from fscached.control.supervisor import Event, Phase
+
+ROOT = Path(__file__).parents[2]
+STANDIN = Path(__file__).parent / "daemon_standin.py"
+PATIENCE_S = 20.0
+
+SUPERVISE = """
+import sys
+from fscached import log
+from fscached.control import supervisor
+
+log.configure()
+supervisor.STOP_GRACE_S = float(sys.argv[1])
+supervisor.BACKOFF_S = (0.0, 0.0, float(sys.argv[2]))
+sys.exit(supervisor.Supervisor(sys.argv[3:]).run())
+"""
+
+
+class Daemon:
+    """One life of the stand-in, seen from the test."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        channel.settimeout(PATIENCE_S)
+        self._lines = channel.makefile("rw")
+        channel.close()
+        self.about: dict[str, Any] = self.hear()
+        self.pid: int = self.about["pid"]
+
+    def hear(self) -> Any:
+        """The next line; None when it has ended."""
+        try:
+            line = self._lines.readline()
+        except ConnectionResetError:
+            return None
+        return json.loads(line) if line else None
+
+    def tell(self, command: str) -> Any:
+        """Give a command, return its answer."""
+        self._lines.write(command + "\n")
+        self._lines.flush()
+        return self.hear()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._lines.close()
+
+
+class Supervised:
+    """A supervisor that runs, and the lives of its daemon."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(tmp_path / "channel"))
+        self._listener.listen()
+        self._listener.settimeout(PATIENCE_S)
+        self._path = str(tmp_path / "channel")
+        self._lives: list[Daemon] = []
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(
+        self, grace_s: float = 10.0, pause_s: float = 0.0, **environment: str
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, str(STANDIN), self._path]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE, str(grace_s), str(pause_s), *command],
+            env=os.environ | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self.process
+
+    def daemon(self) -> Daemon:
+        """The next life of the daemon."""
+        self._lives.append(Daemon(self._listener.accept()[0]))
+        return self._lives[-1]
+
+    def ended(self) -> tuple[int, str]:
+        """Exit status and log of the supervisor."""
+        assert self.process
+        log = self.process.communicate(timeout=PATIENCE_S)[1]
+        return self.process.returncode, log
+
+    def close(self) -> None:
+        self._listener.close()
+        for life in self._lives:
+            life.close()
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            self.process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Supervised]:
+    """A supervisor to start."""
+    found = Supervised(tmp_path)
+    yield found
+    found.close()
+
+
+def test_what_is_stored_survives_kill_9(supervised: Supervised) -> None:
+    """The next daemon gets the same open files back, and nothing else."""
+    supervised.start()
+    first = supervised.daemon()
+    assert first.about["stored"] == {}
+    inodes = {
+        "cachefiles": first.tell("store cachefiles device"),
+        "state": first.tell("store state one"),
+    }
+    os.kill(first.pid, signal.SIGKILL)
+    second = supervised.daemon()
+    assert second.pid != first.pid
+    assert second.about["stored"] == inodes
+    assert second.about["text"] == {"cachefiles": "device", "state": "one"}
+    # 0 to 2, the two stored, the test's channel, and the listing's own.
+    assert second.about["inherited"] == list(range(7))
+
+
+def test_a_replaced_fd_is_the_one_that_comes_back(supervised: Supervised) -> None:
+    """Over three lives; a removed one does not come back."""
+    supervised.start()
+    daemon = supervised.daemon()
+    daemon.tell("store state one")
+    daemon.tell("store other thing")
+    for text in ("two", "three"):
+        daemon.tell(f"store state {text}")
+        os.kill(daemon.pid, signal.SIGKILL)
+        daemon = supervised.daemon()
+        assert daemon.about["text"] == {"state": text, "other": "thing"}
+    daemon.tell("remove other")
+    os.kill(daemon.pid, signal.SIGKILL)
+    assert supervised.daemon().about["text"] == {"state": "three"}
+
+
+def test_what_was_sent_just_before_death_counts(supervised: Supervised) -> None:
+    """A datagram in the queue is read although its sender is gone."""
+    supervised.start()
+    daemon = supervised.daemon()
+    for number in range(5):
+        assert daemon.tell(f"store-and-die state {number}") is None
+        daemon = supervised.daemon()
+        assert daemon.about["text"] == {"state": str(number)}
+
+
+def test_only_the_daemon_itself_is_believed(supervised: Supervised) -> None:
+    """Another process cannot plant an fd, although it knows the address."""
+    supervised.start()
+    daemon = supervised.daemon()
+    inode = daemon.tell("store state genuine")
+    assert daemon.tell("impostor") == "sent"
+    os.kill(daemon.pid, signal.SIGKILL)
+    assert supervised.daemon().about["stored"] == {"state": inode}
+
+
+def test_the_daemon_has_its_own_process_group(supervised: Supervised) -> None:
+    """A terminal's Ctrl-C reaches the supervisor alone, which hands it on once."""
+    supervised.start()
+    daemon = supervised.daemon()
+    assert daemon.about["group"] == daemon.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping(supervised: Supervised, number: signal.Signals) -> None:
+    """The signal is handed on as SIGTERM; both end, with the daemon's status."""
+    process = supervised.start()
+    daemon = supervised.daemon()
+    daemon.tell("store state one")
+    process.send_signal(number)
+    assert daemon.hear() == "SIGTERM"
+    assert supervised.ended()[0] == 0
+
+
+def test_a_daemon_that_does_not_stop_is_killed(supervised: Supervised) -> None:
+    """After the grace, by its pid; the status says by which signal."""
+    process = supervised.start(grace_s=0.05)
+    daemon = supervised.daemon()
+    assert daemon.tell("deaf") == "deaf"
+    process.send_signal(signal.SIGTERM)
+    status, log = supervised.ended()
+    assert status == 128 + signal.SIGKILL
+    assert "daemon does not end: killed" in log
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_replacing(supervised: Supervised, deaf: bool) -> None:
+    """SIGHUP: the daemon ends, willing or not, and the next one has what it stored."""
+    process = supervised.start(grace_s=0.05 if deaf else 10.0)
+    first = supervised.daemon()
+    inode = first.tell("store cachefiles device")
+    if deaf:
+        first.tell("deaf")
+    process.send_signal(signal.SIGHUP)
+    assert first.hear() == (None if deaf else "SIGTERM")
+    assert supervised.daemon().about["stored"] == {"cachefiles": inode}
+
+
+def test_a_daemon_that_ends_by_itself_ends_the_supervisor(supervised: Supervised) -> None:
+    """Status 0 is on purpose (`PUT /api/v1/daemon/exit`), even with fds stored."""
+    supervised.start()
+    daemon = supervised.daemon()
+    daemon.tell("store state one")
+    daemon.tell("exit 0")
+    assert supervised.ended()[0] == 0
+
+
+def test_a_daemon_that_cannot_begin_is_not_restarted(supervised: Supervised) -> None:
+    """A wrong configuration is one clear end, with the daemon's status."""
+    supervised.start()
+    supervised.daemon().tell("exit 2")
+    assert supervised.ended()[0] == 2
+
+
+@pytest.mark.parametrize("command", ["ready", "store state one"])
+def test_a_daemon_that_served_is_restarted_whatever_its_status(
+    supervised: Supervised, command: str
+) -> None:
+    """Readers may be waiting: never give up once it was ready or holds an fd."""
+    supervised.start()
+    daemon = supervised.daemon()
+    daemon.tell(command)
+    for status in (1, 2, 3):
+        daemon.tell(f"exit {status}")
+        daemon = supervised.daemon()
+
+
+def test_stopping_during_a_pause(supervised: Supervised) -> None:
+    """Between two lives there is nobody to wait for."""
+    process = supervised.start(pause_s=3600.0)
+    supervised.daemon().tell("store-and-die state one")
+    supervised.daemon().tell("exit 7")
+    assert process.stderr
+    while "pause_s=3600" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGTERM)
+    assert supervised.ended()[0] == 7
+
+
+def test_replacing_during_a_pause_starts_at_once(supervised: Supervised) -> None:
+    """Whoever has mended the cause need not wait for the pause to end."""
+    process = supervised.start(pause_s=3600.0)
+    supervised.daemon().tell("store-and-die state one")
+    supervised.daemon().tell("exit 7")
+    assert process.stderr
+    while "pause_s=3600" not in process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGHUP)
+    assert supervised.daemon().about["text"] == {"state": "one"}
+
+
+def test_readiness_is_handed_on(supervised: Supervised, tmp_path: Path) -> None:
+    """The supervisor's own service manager hears READY and STATUS, and nothing of the store."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_S)
+        supervised.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        daemon = supervised.daemon()
+        daemon.tell("store state one")
+        daemon.tell("ready")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=well"
+
+
+def test_a_command_that_cannot_be_executed_ends_with_the_shells_status(tmp_path: Path) -> None:
+    """The trampoline says 127; nothing was stored, so nothing is retried."""
+    command = [sys.executable, "-c", SUPERVISE, "1", "0", str(tmp_path / "absent")]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 127
+
+
+def test_every_phase_can_end() -> None:
+    """From each phase some event leads on; the table has no dead end."""
+    for phase in set(Phase) - {Phase.ENDED}:
+        assert any((phase, event) in supervisor._ACTIONS for event in Event)
+
+
+def test_it_is_small() -> None:
+    """Only the standard library is imported, and of that nothing heavy."""
+    code = "import sys, fscached.control.supervisor, fscached.log; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    foreign = {
+        name.partition(".")[0]
+        for name in modules
+        if name.partition(".")[0] not in sys.stdlib_module_names | {"fscached", "__main__"}
+    }
+    assert foreign == set()
+    heavy = {"asyncio", "subprocess", "ssl", "http", "multiprocessing", "urllib", "tomllib"}
+    assert heavy.isdisjoint(modules)
