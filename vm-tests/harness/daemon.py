@@ -1,0 +1,100 @@
+"""fscached in a guest: configured, started, watched, ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from harness.guest import Guest, Process
+
+CONFIG = "/etc/fscached/fscached.toml"
+LOG = "/var/log/fscached.log"
+READY_TIMEOUT_S = 30.0
+
+Settings = dict[str, dict[str, object]]
+
+DEFAULTS: Settings = {
+    "prefetch": {"enabled": False},
+    "fetch": {"deadline_s": 20.0},
+    "log": {"file": LOG},
+}
+
+
+class Daemon:
+    """The daemon of a guest, below `fscached supervise` unless told otherwise."""
+
+    def __init__(self, guest: Guest, settings: Settings | None = None) -> None:
+        self._guest = guest
+        self._process: Process | None = None
+        self.configure(settings or {})
+
+    def configure(self, settings: Settings) -> None:
+        """Write the configuration for the next start: the scenarios' defaults and `settings`."""
+        tables = {name: dict(table) for name, table in DEFAULTS.items()}
+        for name, table in settings.items():
+            tables.setdefault(name, {}).update(table)
+        lines = []
+        for name, table in tables.items():
+            lines.append(f"[{name}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        self._guest.put(CONFIG, "\n".join(lines).encode())
+
+    def start(self, *, supervised: bool = True) -> float:
+        """Start it and wait until its API answers; how many seconds that took."""
+        verb = "supervise" if supervised else "run"
+        began = time.monotonic()
+        self._process = self._guest.start(["fscached", verb], log="/var/log/fscached.out.log")
+        self.wait()
+        return time.monotonic() - began
+
+    def wait(self) -> None:
+        """Wait until the API answers. Raises CommandFailed with the log's end when it does not."""
+        self._guest.run(
+            "for i in $(seq 300); do curl -sf --unix-socket /run/fscached/api.sock "
+            "http://d/api/v1/daemon >/dev/null && exit 0; sleep 0.1; done; "
+            f"tail -n 20 {LOG} /var/log/fscached.out.log >&2; exit 1",
+            timeout_s=READY_TIMEOUT_S * 2,
+        )
+
+    def stop(self, *, timeout_s: float = 10.0) -> int:
+        """SIGTERM; its exit status. Raises GuestTimeout when it does not end."""
+        assert self._process is not None
+        self._process.signal()
+        done = self._process.wait(timeout_s)
+        self._process = None
+        return done.returncode
+
+    def pid(self) -> int:
+        """The serving process."""
+        return int(self.status()["pid"])
+
+    def status(self) -> dict[str, Any]:
+        """What `fscached status -o json` prints."""
+        status: dict[str, Any] = json.loads(
+            self._guest.run(["fscached", "status", "-o", "json"]).stdout
+        )
+        return status
+
+    def mount(self, reference: str, directory: str, *, timeout_s: float = 60.0) -> str:
+        """Mount an image; makes the directory."""
+        self._guest.run(["mkdir", "-p", directory])
+        return self._guest.run(
+            ["fscached", "mount", reference, directory], timeout_s=timeout_s
+        ).stdout
+
+    def umount(self, directory: str) -> None:
+        """Unmount it."""
+        self._guest.run(["fscached", "umount", directory])
+
+    def log(self) -> str:
+        """What it has logged since the guest booted."""
+        try:
+            return self._guest.get(LOG).decode()
+        except OSError:
+            return ""
+
+
+def drop_caches(guest: Guest) -> None:
+    """Have the kernel forget every page, dentry and inode it can."""
+    guest.run("sync; echo 3 > /proc/sys/vm/drop_caches")
