@@ -134,65 +134,54 @@ class ChunkMap:
             )
 
     @classmethod
-    def from_chunk_table(cls, entry: BlobEntry, entries: Iterable[ChunkEntry]) -> Self:
-        """Chunks of the blob that a bootstrap's chunk table knows: all its image can ask for.
+    def from_chunk_table(cls, entry: BlobEntry, rows: Iterable[ChunkEntry]) -> Self:
+        """Chunks of the blob that a bootstrap knows: all its image can ask for.
 
-        `entries` of other blobs are skipped. Chunks may be there twice (the tables of several
-        images of one blob), but not differ.
+        `rows`: those of the blob, as `Bootstrap.chunk_table(entry.blob_index)` has them. The rows
+        of several images of one blob may be chained; they must not contradict each other.
         """
-        chunks: dict[int, tuple[ChunkInfo, bytes]] = {}
-        for row in entries:
-            if row.blob_index != entry.blob_index:
-                continue
-            if row.flags & _REFUSED_FLAGS:
+        chunks: dict[int, ChunkEntry] = {}
+        for row in rows:
+            known = chunks.setdefault(row.chunk_index, row)
+            if row.flags & _REFUSED_FLAGS or (known is not row and _stored(known) != _stored(row)):
                 raise ImageError(
-                    f"blob {entry.blob_id}: chunk {row.chunk_index} has flags {row.flags:#x}"
-                )
-            info = ChunkInfo(
-                row.uncompressed_offset,
-                row.uncompressed_size,
-                row.compressed_offset,
-                row.compressed_size,
-                row.flags & _COMPRESSED,
-            )
-            if chunks.setdefault(row.chunk_index, (info, row.digest)) != (info, row.digest):
-                raise ImageError(
-                    f"blob {entry.blob_id}: chunk {row.chunk_index} is in the chunk table twice, "
-                    "and differs"
+                    f"blob {entry.blob_id}: chunk {row.chunk_index} with flags {row.flags:#x}: of "
+                    "a kind that is not supported, or there twice and differs"
                 )
         ordered = [chunks[index] for index in sorted(chunks)]
-        return cls(entry, (info for info, _ in ordered), b"".join(digest for _, digest in ordered))
+        digests = b"".join([row.digest for row in ordered])
+        return cls(entry, map(_info, ordered), digests)
 
-    def _load(self, infos: Iterable[ChunkInfo], chunk_bytes: int, remote_end: int) -> None:
-        end = remote = 0
+    def _load(self, infos: Iterable[ChunkInfo], chunk_bytes: int, remote_limit: int) -> None:
+        end = remote_end = 0
         for index, (offset, size, remote_offset, remote_size, flags, _) in enumerate(infos):
             compressed = flags & _COMPRESSED
+            joined = offset == end and index
+            behind = remote_offset == remote_end if joined else remote_offset >= remote_end
             if (
                 offset & (BLOCK_BYTES - 1)
                 or offset < end
                 or not 0 < size <= chunk_bytes
+                or offset + size > self.size_bytes
+                or not behind
                 or not 0 < remote_size <= size
+                or remote_offset + remote_size > remote_limit
                 or not (compressed or remote_size == size)
-                or (remote_offset != remote if offset == end and index else remote_offset < remote)
                 or flags & _REFUSED_INFO_FLAGS
             ):
                 raise ImageError(
-                    f"blob {self.blob_id}: chunk {index}: {size} bytes at {offset}, from "
-                    f"{remote_size} at {remote_offset} with flags {flags:#x}, behind chunks that "
-                    f"end at {end} and {remote}: impossible, or no native blob"
+                    f"blob {self.blob_id}: chunk {index}: {size} bytes at {offset} of "
+                    f"{self.size_bytes}, from {remote_size} at {remote_offset} of {remote_limit} "
+                    f"with flags {flags:#x}, behind chunks that end at {end} and {remote_end}: "
+                    "impossible, or no native blob"
                 )
             end = offset + size + BLOCK_BYTES - 1 & -BLOCK_BYTES
-            remote = remote_offset + remote_size
+            remote_end = remote_offset + remote_size
             self._blocks.append(offset >> BLOCK_BITS)
             self._sizes.append(size)
             self._remote_offsets.append(remote_offset)
             self._remote_sizes.append(remote_size)
             self._compressed.append(compressed)
-        if end > self.size_bytes or remote > remote_end:
-            raise ImageError(
-                f"blob {self.blob_id}: chunks end at {end} of {self.size_bytes} bytes, in the "
-                f"remote file at {remote} of {remote_end}"
-            )
 
     @property
     def count(self) -> int:
@@ -246,6 +235,20 @@ class ChunkMap:
             first += 1
         stop = bisect_left(self._blocks, align_up(end) >> BLOCK_BITS)
         return range(first, max(first, stop))
+
+
+def _stored(row: ChunkEntry) -> tuple[object, ...]:
+    return (row.digest, row.flags, *row[3:7])
+
+
+def _info(row: ChunkEntry) -> ChunkInfo:
+    return ChunkInfo(
+        row.uncompressed_offset,
+        row.uncompressed_size,
+        row.compressed_offset,
+        row.compressed_size,
+        row.flags & _COMPRESSED,
+    )
 
 
 class BlobMeta:

@@ -39,7 +39,7 @@ from rafs_v6.layout import (
     TocEntry,
 )
 
-MAX_PART_BYTES = 1 << 30
+MAX_PART_BYTES = 256 << 20
 """Most memory for one part of a blob file, uncompressed: a bootstrap, at the largest."""
 _TOC_COMPRESSORS = {flags: compressor for compressor, flags in TOC_FLAGS.items()}
 

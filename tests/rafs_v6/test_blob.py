@@ -1,6 +1,6 @@
 import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -30,6 +30,7 @@ from rafs_v6.layout import (
     ChunkInfoFlags,
     Compressor,
     Digest,
+    Memory,
     MetaHeader,
     TailHeader,
     TocEntry,
@@ -52,7 +53,7 @@ def entry(nydus_bootstrap: bytes) -> BlobEntry:
     return Bootstrap(nydus_bootstrap).blobs[0]
 
 
-def read(entry: BlobEntry, blob: bytes) -> ChunkMap:
+def read(entry: BlobEntry, blob: Memory) -> ChunkMap:
     meta = BlobMeta(entry)
     while meta.wanted:
         start, end = meta.wanted[0]
@@ -189,7 +190,7 @@ def test_digests_of_other_content_do_not_pass(entry: BlobEntry, nydus_blob: byte
     ],
 )
 def test_the_header_must_be_what_the_bootstrap_says(
-    change: dict[str, object], message: str, entry: BlobEntry, nydus_blob: bytes
+    change: dict[str, Any], message: str, entry: BlobEntry, nydus_blob: bytes
 ) -> None:
     """Without a trusted ToC the header is at least held to the bootstrap's blob table."""
     untrusted = entry._replace(toc_digest=bytes(32), **change)
@@ -368,6 +369,8 @@ GOOD = [ChunkInfo(0, 5000, 0, 100, 1), ChunkInfo(8192, 4096, 100, 4096)]
         (0, {"offset": 100}),
         (1, {"offset": 4096}),
         (1, {"offset": 36864}),
+        (1, {"offset": 1 << 60}),
+        (1, {"remote_offset": 1 << 60, "offset": 12288}),
         (0, {"size": 0}),
         (0, {"size": (1 << 20) + 1}),
         (0, {"remote_size": 0}),
@@ -381,7 +384,7 @@ GOOD = [ChunkInfo(0, 5000, 0, 100, 1), ChunkInfo(8192, 4096, 100, 4096)]
         (1, {"flags": ChunkInfoFlags.ENCRYPTED}),
     ],
 )
-def test_chunks_that_cannot_be_so(index: int, change: dict[str, int], entry: BlobEntry) -> None:
+def test_chunks_that_cannot_be_so(index: int, change: dict[str, Any], entry: BlobEntry) -> None:
     """Out of order, overlapping, beyond either file, of impossible sizes: no map at all."""
     infos = list(GOOD)
     assert ChunkMap(entry, infos).count == 2
@@ -402,7 +405,7 @@ def test_a_checksum_flag_is_no_obstacle(entry: BlobEntry) -> None:
     assert listed(ChunkMap(entry, [info]))[0].compressed is False
 
 
-def row(index: int, info: ChunkInfo, **change: int) -> ChunkEntry:
+def row(index: int, info: ChunkInfo, **change: Any) -> ChunkEntry:
     return ChunkEntry(
         digest=bytes([index]) * 32,
         blob_index=0,
@@ -418,7 +421,7 @@ def row(index: int, info: ChunkInfo, **change: int) -> ChunkEntry:
 
 def test_a_chunk_table_may_have_holes_and_repeat_itself(entry: BlobEntry) -> None:
     """Only its image's chunks are there, in any order, and those of two images may overlap."""
-    rows = [row(7, GOOD[1]), row(3, GOOD[0]), row(7, GOOD[1]), row(9, GOOD[0], blob_index=1)]
+    rows = [row(7, GOOD[1]), row(3, GOOD[0]), row(7, GOOD[1], blob_index=2, file_offset=9)]
     chunks = ChunkMap.from_chunk_table(entry, rows)
     assert [chunk.digest for chunk in listed(chunks)] == [b"\x03" * 32, b"\x07" * 32]
     with pytest.raises(IndexError):

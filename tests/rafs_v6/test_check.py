@@ -77,7 +77,7 @@ BOOTSTRAP_FINDINGS: dict[str, tuple[str, Any, int, dict[str, object]]] = {
     "block not in the table": ("/lib.rs: chunk 0", ChunkIndex, LIB_CHUNKS, {"start_block": 1}),
     "broken inode": ("/lib.rs: file 133: chunk format", ExtendedInode, LIB_AT, {"u": 0x68}),
     "table not sorted": ("not sorted", ChunkEntry, TABLE, {"digest": b"\xff" * 32}),
-    "one chunk twice": ("chunk table twice, and differs", ChunkEntry, TABLE, {"chunk_index": 0}),
+    "one chunk twice": ("there twice and differs", ChunkEntry, TABLE, {"chunk_index": 0}),
     "table with another placement": (
         "chunk table: blob",
         ChunkEntry,
