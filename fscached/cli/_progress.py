@@ -27,8 +27,8 @@ def watcher(layer_count: int) -> Iterator[Watcher]:
     except ImportError:
         yield Lines(layer_count)
         return
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bars(layer_count, progress)
 
 
@@ -41,40 +41,40 @@ class Lines:
 
     def layer(self, name: str, data_bytes: int) -> None:
         self._number += 1
-        print(
-            f"layer {self._number}/{self._count} {name}: {size(data_bytes)} of files",
-            file=sys.stderr,
-        )
+        self._say(f"{name}: {size(data_bytes)} of files")
 
     def packed(self, data_bytes: int) -> None:
         """Lines do not move."""
 
     def blob(self, blob: BlobEntry | None) -> None:
-        print(f"layer {self._number}/{self._count}: {_outcome(blob)}", file=sys.stderr)
+        if blob is None:
+            self._say("no data that the layers below do not have")
+        else:
+            compressed = size(blob.compressed_size)
+            self._say(f"blob {blob.blob_id[:12]}, {compressed}, {blob.chunk_count} chunks")
+
+    def _say(self, what: str) -> None:
+        print(f"layer {self._number}/{self._count}: {what}", file=sys.stderr)
 
 
-class Bars:
-    """A bar per layer."""
+class Bars(Lines):
+    """The lines, and below them a bar for the layer under way."""
 
     def __init__(self, layer_count: int, progress: Progress) -> None:
-        self._count = layer_count
+        super().__init__(layer_count)
         self._progress = progress
 
     def layer(self, name: str, data_bytes: int) -> None:
-        number = len(self._progress.tasks) + 1
-        self._progress.add_task(f"layer {number}/{self._count} {name[-24:]}", total=data_bytes)
+        super().layer(name, data_bytes)
+        self._bar = self._progress.add_task("", total=data_bytes)
 
     def packed(self, data_bytes: int) -> None:
-        self._progress.advance(self._progress.tasks[-1].id, data_bytes)
+        self._progress.advance(self._bar, data_bytes)
 
     def blob(self, blob: BlobEntry | None) -> None:
-        task = self._progress.tasks[-1]
-        self._progress.update(
-            task.id, completed=task.total, description=f"{task.description}: {_outcome(blob)}"
-        )
+        self._progress.remove_task(self._bar)
+        super().blob(blob)
 
-
-def _outcome(blob: BlobEntry | None) -> str:
-    if blob is None:
-        return "no data of its own"
-    return f"blob {blob.blob_id[:12]}, {size(blob.compressed_size)}, {blob.chunk_count} chunks"
+    def _say(self, what: str) -> None:
+        line = f"layer {self._number}/{self._count}: {what}"
+        self._progress.console.print(line, markup=False, highlight=False)

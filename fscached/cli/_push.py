@@ -33,8 +33,8 @@ def push(
     """
     try:
         asyncio.run(_push(converted, layout, reference, settings.source))
-    except* SourceError as errors:
-        raise Failure(f"push failed: {errors.exceptions[0]}", "then convert again") from None
+    except SourceError as error:
+        raise Failure(f"push failed: {error}", "mend that and convert again") from error
 
 
 async def _push(
@@ -61,9 +61,7 @@ async def _push(
             await distribution.push_blob(reference, blob.digest, blob.size, lambda: path.open("rb"))
 
     try:
-        async with asyncio.TaskGroup() as uploads:
-            for blob in (*converted.manifest.layers, converted.manifest.config):
-                uploads.create_task(upload(blob))
+        await asyncio.gather(*map(upload, (*converted.manifest.layers, converted.manifest.config)))
         manifest = converted.descriptor
         body = layout.path(manifest).read_bytes()
         await distribution.push_manifest(reference, manifest.media_type, body)
