@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 from fscached import __version__
 
@@ -15,8 +16,8 @@ PROFILE = "release"
 PYTHON = "Python {}.{}.{}".format(*sys.version_info[:3])
 
 
-def git_commit(git: Path = Path(__file__).parent.parent / ".git") -> str:
-    """The commit of the checkout this runs from; `unknown` and the version when there is none."""
+def git_commit(git: Path) -> str:
+    """The commit of a checkout, given its .git; `unknown` and the version when there is none."""
     try:
         head = (git / "HEAD").read_text("ascii").strip()
         if not head.startswith("ref: "):
@@ -30,7 +31,7 @@ def text() -> str:
     """What `fscached --version` prints: nydusd's lines, which other programs read."""
     return (
         f"Version: \tv{__version__}\n"
-        f"Git Commit: \t{git_commit()}\n"
+        f"Git Commit: \t{COMMIT}\n"
         f"Build Time: \t\n"
         f"Profile: \t{PROFILE}\n"
         f"Rustc: \t\tnone ({PYTHON})\n"
@@ -46,3 +47,7 @@ def _commit_of(git: Path, ref: str) -> str:
         if name == ref:
             return commit
     raise LookupError(ref)
+
+
+COMMIT: Final = git_commit(Path(__file__).parent.parent / ".git")
+"""Of the checkout this process was started from."""

@@ -19,8 +19,6 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fscached import config, daemon, log
+    from fscached import config, daemon
 
-    settings = config.load(arguments.config)
-    log.configure(settings.log.level, settings.log.file)
-    return daemon.main(settings)
+    return daemon.main(config.load(arguments.config))

@@ -21,7 +21,7 @@ class Version(msgspec.Struct, frozen=True):
     """nydusd's `version` object; its Go client needs a string in each."""
 
     package_ver: str = __version__
-    git_commit: str = version.git_commit()
+    git_commit: str = version.COMMIT
     build_time: str = ""
     profile: str = version.PROFILE
     rustc: str = f"none ({version.PYTHON})"

@@ -3,10 +3,6 @@
 A stored fd is a promise that a successor finds it: sd_notify(3) FDSTORE=1 hands it over in a
 datagram, sd_listen_fds(3) LISTEN_FDS gives it back at fd 3 and up. `fscached supervise` speaks the
 same protocol, so there is one way for both. Standard library only: the supervisor imports this.
-
-systemd adds to a name rather than replace it, and can only drop all fds of one name, so replacing
-would have a moment with none. Hence each replacement gets a generation: `state.2` is stored before
-`state.1` is dropped, and a successor that finds both takes the higher.
 """
 
 from __future__ import annotations
@@ -43,57 +39,29 @@ def notify(*lines: str, fds: Sequence[int] = (), environment: MutableMapping[str
 
 
 class FdStore:
-    """The fds that this process' predecessor stored, and the place to store new ones.
-
-    Names are of letters, digits, `-` and `_`.
-    """
+    """The fds that this process' predecessor stored, and the place to store more of them."""
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         self._environment = environment
-        self._generations: dict[str, int] = {}
 
     def take(self) -> dict[str, int]:
         """The stored fds by name, CLOEXEC from now on. To be called once, before any other thing
         of the process is opened or started; takes LISTEN_* out of the environment."""
         found: dict[str, int] = {}
-        for fd, stored in self._inherited():
+        for fd, name in self._inherited():
             # The flag is the daemon's promise that no child keeps the kernel's cache alive.
             fcntl.fcntl(fd, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
-            name, _, digits = stored.partition(".")
-            generation = int(digits) if digits.isdecimal() else 0
-            if generation > self._generations.get(name, -1):
-                self._drop(name, found.pop(name, None))
-                found[name], self._generations[name] = fd, generation
-            else:
-                os.close(fd)
-                self._send("FDSTOREREMOVE=1", f"FDNAME={stored}")
+            found[name] = fd
         return found
 
     def put(self, name: str, fd: int) -> bool:
-        """Store a copy of `fd`, then drop what was stored under this name; both must not be the
-        same open file, of which systemd keeps only one. False when nobody stores it: without a
-        supervisor, or when it is gone (which is logged)."""
-        generation = self._generations.get(name, 0) + 1
-        stored = self._send("FDSTORE=1", f"FDNAME={name}.{generation}", "FDPOLL=0", fds=[fd])
-        if stored:
-            self._drop(name, None)
-            self._generations[name] = generation
-        return stored
-
-    def remove(self, name: str) -> None:
-        """Drop what is stored under this name."""
-        self._drop(name, None)
-        self._generations.pop(name, None)
+        """Store a copy of `fd`, under a name that is not in use: systemd would keep both. False
+        when nobody stores it: without a supervisor, or when it is gone (which is logged)."""
+        return self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=[fd])
 
     def ready(self, status: str) -> None:
         """Say that the daemon serves now; `status` is one line for people."""
         self._send("READY=1", f"STATUS={status}")
-
-    def _drop(self, name: str, fd: int | None) -> None:
-        if fd is not None:
-            os.close(fd)
-        if generation := self._generations.get(name, 0):
-            self._send("FDSTOREREMOVE=1", f"FDNAME={name}.{generation}")
 
     def _send(self, *lines: str, fds: Sequence[int] = ()) -> bool:
         try:

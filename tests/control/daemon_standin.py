@@ -48,7 +48,7 @@ for line in channel.makefile("r"):
         say(os.fstat(memory).st_ino)
         os.close(memory)
     elif verb == "remove":
-        store.remove(words[0])
+        notify("FDSTOREREMOVE=1", f"FDNAME={words[0]}", environment=os.environ)
         say("removed")
     elif verb == "ready":
         store.ready("well")
@@ -59,7 +59,7 @@ for line in channel.makefile("r"):
     elif verb == "impostor":
         if os.fork() == 0:
             memory = os.memfd_create("state")
-            notify("FDSTORE=1", "FDNAME=state.99", fds=[memory], environment=os.environ)
+            notify("FDSTORE=1", "FDNAME=state", fds=[memory], environment=os.environ)
             os._exit(0)
         os.wait()
         say("sent")

@@ -37,10 +37,6 @@ def received(manager: socket.socket) -> tuple[list[str], list[int]]:
     return data.decode().splitlines(), fds
 
 
-def inode(fd: int) -> int:
-    return os.fstat(fd).st_ino
-
-
 def test_without_a_manager_nothing_is_sent() -> None:
     """`fscached run` from a shell has nobody to tell."""
     assert notify("READY=1", environment={}) is False
@@ -63,25 +59,13 @@ def test_an_abstract_address_begins_with_an_at_sign() -> None:
         assert receiver.recv(99) == b"READY=1"
 
 
-def test_a_replacement_is_stored_before_the_old_one_is_dropped(
-    manager: socket.socket, environment: Environment
-) -> None:
-    """There is no moment in which a crash loses both."""
-    store = FdStore(environment)
-    with open(os.devnull, "rb") as one, open(os.devnull, "rb") as two:
-        assert store.put("state", one.fileno())
-        assert store.put("state", two.fileno())
-    for wanted, count in [
-        (["FDSTORE=1", "FDNAME=state.1", "FDPOLL=0"], 1),
-        (["FDSTORE=1", "FDNAME=state.2", "FDPOLL=0"], 1),
-        (["FDSTOREREMOVE=1", "FDNAME=state.1"], 0),
-    ]:
-        lines, fds = received(manager)
-        assert (lines, len(fds)) == (wanted, count)
-        for fd in fds:
-            os.close(fd)
-    store.remove("state")
-    assert received(manager)[0] == ["FDSTOREREMOVE=1", "FDNAME=state.2"]
+def test_a_stored_fd_goes_by_name(manager: socket.socket, environment: Environment) -> None:
+    """FDPOLL=0: systemd must not drop a device because of what poll says of it."""
+    with open(os.devnull, "rb") as file:
+        assert FdStore(environment).put("cachefiles", file.fileno())
+    lines, [fd] = received(manager)
+    os.close(fd)
+    assert lines == ["FDSTORE=1", "FDNAME=cachefiles", "FDPOLL=0"]
 
 
 def test_a_manager_that_is_gone_is_logged_and_survived(
@@ -96,39 +80,31 @@ def test_a_manager_that_is_gone_is_logged_and_survived(
 
 def test_fds_for_another_process_are_not_taken(environment: Environment) -> None:
     """LISTEN_PID names somebody else: a parent's fds leaked into us. The variables go anyway."""
-    environment |= {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "state.1"}
+    environment |= {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "state"}
     assert FdStore(environment).take() == {}
     assert list(environment) == ["NOTIFY_SOCKET"]
 
 
 SUCCESSOR = """
-import fcntl, json, os
+import fcntl, os
 from fscached.control.notify import FdStore
 
 os.environ["LISTEN_PID"] = str(os.getpid())
-store = FdStore()
-found = store.take()
-for name, fd in sorted(found.items()):
-    print(name, os.fstat(fd).st_ino, fcntl.fcntl(fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC)
+for name, fd in FdStore().take().items():
+    print(name, fd, os.fstat(fd).st_ino, fcntl.fcntl(fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC)
 print([key for key in os.environ if key.startswith("LISTEN_")])
-store.put("state", found["state"])
 """
 
 
-def test_a_successor_takes_the_highest_generation(
-    tmp_path: Path, manager: socket.socket, environment: Environment
-) -> None:
-    """Its predecessor died between storing the new and dropping the old: both are there."""
-    names = ["cachefiles", "old", "new"]
-    files = [os.open(tmp_path / name, os.O_CREAT | os.O_RDWR) for name in names]
+def test_a_successor_takes_what_was_stored(tmp_path: Path) -> None:
+    """From fd 3 up, by name, CLOEXEC, and only once."""
+    files = [os.open(tmp_path / name, os.O_CREAT | os.O_RDWR) for name in "ab"]
     high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 100) for fd in files]
-    inodes = [inode(fd) for fd in files]
-    shell = f'exec 3<&{high[0]} 4<&{high[1]} 5<&{high[2]}; exec "$@"'
+    inodes = [os.fstat(fd).st_ino for fd in files]
+    shell = f'exec 3<&{high[0]} 4<&{high[1]}; exec "$@"'
     output = subprocess.run(
         ["/bin/bash", "-c", shell, "bash", sys.executable, "-c", SUCCESSOR],
-        env=os.environ
-        | environment
-        | {"LISTEN_FDS": "3", "LISTEN_FDNAMES": "cachefiles.1:state.9:state.10"},
+        env=os.environ | {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "cachefiles:state"},
         pass_fds=high,
         check=True,
         capture_output=True,
@@ -136,9 +112,4 @@ def test_a_successor_takes_the_highest_generation(
     ).stdout.splitlines()
     for fd in files + high:
         os.close(fd)
-    assert output == [f"cachefiles {inodes[0]} True", f"state {inodes[2]} True", "[]"]
-    assert received(manager)[0] == ["FDSTOREREMOVE=1", "FDNAME=state.9"]
-    lines, [fd] = received(manager)
-    os.close(fd)
-    assert lines[:2] == ["FDSTORE=1", "FDNAME=state.11"]
-    assert received(manager)[0] == ["FDSTOREREMOVE=1", "FDNAME=state.10"]
+    assert output == [f"cachefiles 3 {inodes[0]} True", f"state 4 {inodes[1]} True", "[]"]

@@ -1,0 +1,151 @@
+"""A daemon's API on a real socket in a thread, and a mount table in place of the kernel's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from fscached import config
+from fscached.cli import main
+from fscached.control import api, http, messages
+from fscached.control.state import State
+from fscached.transport import mount
+
+FSID = "f" * 64
+BLOB = "b" * 64
+
+
+class StandInService:
+    """Stands in for the daemon: registers any image at once, and remembers what happened."""
+
+    def __init__(self) -> None:
+        self.happened: list[str] = []
+        self.registered: dict[str, messages.ImageInfo] = {}
+        self.credentials: messages.Credentials | None = None
+        self.settled = True
+        self.after_pull: Callable[[], None] = lambda: None
+
+    def images(self) -> list[messages.ImageInfo]:
+        return list(self.registered.values())
+
+    async def add_image(
+        self, reference: str, credentials: messages.Credentials | None
+    ) -> messages.ImageInfo:
+        if "absent" in reference:
+            raise http.ApiError(HTTPStatus.BAD_GATEWAY, f"{reference}: no such image")
+        self.happened.append("add")
+        self.credentials = credentials
+        image = messages.ImageInfo(reference, FSID, "dom", "sha256:00", [BLOB], self.settled)
+        self.registered[FSID] = image
+        self.after_pull()
+        return image
+
+    async def remove_image(self, fsid: str) -> bool:
+        self.happened.append("remove")
+        return self.registered.pop(fsid, None) is not None
+
+    def status(self) -> messages.Status:
+        blob = messages.ObjectStatus(BLOB, 3 << 20, None, reads=5, requests=2, received_bytes=2048)
+        boot = messages.ObjectStatus(FSID, 4096, 4096, reads=1, reads_failed=1)
+        return messages.Status(
+            version="0.1.0",
+            git_commit="c" * 40,
+            pid=812,
+            state=State.RUNNING,
+            transport="cachefiles",
+            cache_directory="/var/cache",
+            uptime_s=3725.0,
+            rss_bytes=40 << 20,
+            totals=messages.Totals(reads=6, reads_failed=1, requests=2, received_bytes=2048),
+            images=[
+                messages.ImageStatus(
+                    image.reference, image.fsid, "dom", "sha256:00", True, boot, [blob]
+                )
+                for image in self.registered.values()
+            ],
+        )
+
+
+class StandInMounts:
+    """Stands in for the kernel's mount table, which needs root and an on-demand kernel."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self.table: list[mount.Mount] = []
+        self.refuse = False
+        self._happened = happened
+
+    def mount_fsid(self, target: str, fsid: str, domain_id: str = "") -> None:
+        self._happened.append("mount")
+        if self.refuse:
+            raise mount.MountError(f"mounting {fsid}: I/O error", "see the daemon's log", 5)
+        self.table.append(mount.Mount(fsid, domain_id, target, "0:9"))
+
+    def bind(self, source: str, target: str) -> None:
+        self._happened.append("bind")
+        [first] = [point for point in self.table if point.target == source]
+        self.table.append(first._replace(target=target))
+
+    def unmount(self, target: str, lazy: bool = False) -> None:
+        self._happened.append("unmount")
+        self.table.remove([point for point in self.table if point.target == target][-1])
+
+    def mounted(self) -> list[mount.Mount]:
+        return list(self.table)
+
+
+@pytest.fixture
+def service() -> StandInService:
+    """The daemon's stand-in."""
+    return StandInService()
+
+
+@pytest.fixture
+def mounts(service: StandInService, monkeypatch: pytest.MonkeyPatch) -> StandInMounts:
+    """The mount table's stand-in, in place of the real one."""
+    found = StandInMounts(service.happened)
+    for name in ("mount_fsid", "bind", "unmount", "mounted"):
+        monkeypatch.setattr(mount, name, getattr(found, name))
+    return found
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> str:
+    """A configuration whose runtime directory is the test's."""
+    (path := tmp_path / "fscached.toml").write_text(f"[paths]\nruntime_directory = '{tmp_path}'\n")
+    return str(path)
+
+
+@pytest.fixture
+def daemon(service: StandInService, config_file: str) -> Iterator[StandInService]:
+    """The stand-in's API, on the socket that the configuration names."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    settings = config.load(config_file)
+    handler = api.routes(cast(api.Service, service))
+    server = http.Server(settings.api_socket, handler, settings.api)
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(20)
+    yield service
+    asyncio.run_coroutine_threadsafe(server.close(), loop).result(20)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(20)
+    loop.close()
+
+
+@pytest.fixture
+def fscached(
+    config_file: str, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs one verb with the test's configuration: exit status, standard output and error."""
+
+    def run(verb: str, *words: Any) -> tuple[int, str, str]:
+        status = main([verb, "--config", config_file, *map(str, words)])
+        return status, *capsys.readouterr()
+
+    return run
