@@ -142,7 +142,7 @@ class ControlService:
         tallies = self._objects.tallies
         return Status(
             version=__version__,
-            git_commit=version.git_commit(),
+            git_commit=version.COMMIT,
             pid=os.getpid(),
             state=self.lifecycle.state,
             transport=self._config.kernel.transport,
