@@ -424,7 +424,8 @@ def _extended_superblock(memory: memoryview, device_count: int) -> ExtendedSuper
 
 
 def _require_flags(flags: RafsFlags) -> None:
-    unknown = flags.value & ~sum(flag.value for flag in RafsFlags)
+    # Iterating flags leaves out those of several bits.
+    unknown = flags.value & ~sum(flag.value for flag in [*RafsFlags, RafsFlags.RESERVED_COMPATIBLE])
     if unknown:
         raise ImageError(f"extended superblock: unknown flags {unknown:#x}: a newer RAFS?")
     if flags & RafsFlags.TARFS:

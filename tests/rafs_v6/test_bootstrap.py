@@ -229,6 +229,12 @@ def test_what_it_cannot_rely_on_is_refused(name: str, nydus_bootstrap: bytes) ->
         Bootstrap(patched(nydus_bootstrap, *patches))
 
 
+def test_flags_reserved_for_compatible_changes_are_accepted(nydus_bootstrap: bytes) -> None:
+    """Bits that newer builders may set without harm do not make an image unreadable."""
+    flags = RafsFlags(0x84000194)
+    assert Bootstrap(patched(nydus_bootstrap, extended(flags=flags))).extended.flags == flags
+
+
 def test_empty_ids_are_refused(nydus_bootstrap: bytes) -> None:
     """A device without a tag has no cookie."""
 
