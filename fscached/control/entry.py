@@ -49,7 +49,7 @@ class Mirror(msgspec.Struct, frozen=True):
         return f"Mirror(host={self.host!r})"
 
 
-class Registry(msgspec.Struct, frozen=True):
+class Registry(msgspec.Struct, frozen=True, tag_field="backend", tag="registry"):
     """`backend_config` of a registry. `auth` is base64 of user:password; timeouts in seconds."""
 
     host: Annotated[str, Meta(min_length=1)]
@@ -71,7 +71,7 @@ class Registry(msgspec.Struct, frozen=True):
         return f"Registry(host={self.host!r}, repo={self.repo!r})"
 
 
-class Localfs(msgspec.Struct, frozen=True):
+class Localfs(msgspec.Struct, frozen=True, tag_field="backend", tag="localfs"):
     """`backend_config` of a directory that holds the blobs as files."""
 
     blob_file: str = ""

@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,6 +97,13 @@ def test_the_second_form_wins() -> None:
     assert found.backend == Localfs(dir="/blobs")
     assert (found.domain_id, found.work_dir) == (FSID, ".")
     assert found.prefetch == Prefetch(True, 4, 4096, 0)
+
+
+@pytest.mark.parametrize("body", [LEGACY, V2])
+def test_an_entry_survives_a_handover(body: dict[str, Any]) -> None:
+    """To JSON for the daemon's successor and back, credentials and all."""
+    found = entry.parse(json.dumps(body).encode())
+    assert msgspec.json.decode(msgspec.json.encode(found), type=entry.BlobEntry) == found
 
 
 def test_no_secret_is_in_its_repr() -> None:
