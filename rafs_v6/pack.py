@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from os import cpu_count, fsdecode
+from os import fsdecode, sched_getaffinity
 from typing import BinaryIO, NamedTuple
 
 from rafs_v6 import ImageError, codec
@@ -38,6 +38,8 @@ from rafs_v6.tree import Node, groups
 
 MAX_REMOTE_BYTES = 1 << 40
 MAX_CACHE_BYTES = 1 << 44
+CHUNKS_AHEAD = 4
+"""Chunks in memory per processor: enough that a slow one does not let the others wait."""
 
 Progress = Callable[[int], None]
 """Told how many bytes of file data were packed since it was last told."""
@@ -125,10 +127,10 @@ def pack(
 
     The blob index in the entry returned is 0, to be replaced. None, with nothing written, when
     there is no new data. Files are read in the order of names; every processor compresses, with
-    at most a few chunks each in memory. Raises ImageError, and OSError from files and `output`.
+    `CHUNKS_AHEAD` chunks each in memory. Raises ImageError, and OSError from files and `output`.
     """
     blob = _Blob(layer, form, output)
-    with ThreadPoolExecutor(cpu_count(), "pack") as workers:
+    with ThreadPoolExecutor(len(sched_getaffinity(0)), "pack") as workers:
         for encoded in _encoded(_files(tree, chunks, form), chunks, form, workers):
             key = encoded.digest, encoded.size
             if key not in chunks.known:
@@ -164,7 +166,7 @@ def _encoded(
         try:
             for data in node.chunks(form.chunk_bytes):
                 under_way.append(workers.submit(encode, node, data))
-                if len(under_way) > 4 * (cpu_count() or 1):
+                if len(under_way) > CHUNKS_AHEAD * len(sched_getaffinity(0)):
                     yield under_way.popleft().result()
         except ImageError as error:
             raise ImageError(f"{fsdecode(path)}: {error}") from error
