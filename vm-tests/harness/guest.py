@@ -76,7 +76,8 @@ class Guest:
     """A virtual machine with an agent that answers. Every method may be called from any thread.
 
     Any method raises GuestPanic or GuestLost when the guest is gone. As a context manager it waits
-    for the agent at the start and ends QEMU at the end.
+    for the agent at the start and ends QEMU at the end. QEMU dies with the thread that made the
+    Guest: make it in one that outlives it.
     """
 
     def __init__(
