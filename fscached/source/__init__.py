@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Priority(enum.IntEnum):
@@ -78,4 +78,14 @@ class Source(Protocol):
 
     async def close(self) -> None:
         """End what is under way and close all connections."""
+        ...
+
+
+@runtime_checkable
+class LocalSource(Source, Protocol):
+    """A source whose bytes are on this machine: a worker reads them where it writes them."""
+
+    def read_now(self, blob_id: str, start: int, end: int, into: memoryview) -> int:
+        """Fill `into` with bytes [start, end); their number. May block for as long as a disk
+        does, and is called from worker threads. Raises SourceError."""
         ...

@@ -202,16 +202,18 @@ class Tokens:
         if task is None:
             task = self._asking[question] = asyncio.create_task(self._ask(question))
             task.add_done_callback(_observed)
-            task.add_done_callback(lambda _: self._asking.pop(question))
         return await asyncio.shield(task)
 
     async def _ask(self, question: _Question) -> Token:
         asked_at = asyncio.get_running_loop().time()
         credential = question.credential
-        if credential is not None and credential.kind is Kind.IDENTITY:
-            response = await self._trade(question, credential)
-        else:
-            response = await self._fetch(question)
+        try:
+            if credential is not None and credential.kind is Kind.IDENTITY:
+                response = await self._trade(question, credential)
+            else:
+                response = await self._fetch(question)
+        finally:
+            del self._asking[question]
         token = _read_token(response, origin_of(question.realm), asked_at)
         if len(self._known) >= TOKENS_LIMIT:
             del self._known[next(iter(self._known))]
@@ -308,15 +310,19 @@ class Authorization:
 
     def _renew(self, challenge: Challenge, stale: Secret | None) -> asyncio.Task[None]:
         if self._renewal is None:
-            self._renewal = asyncio.create_task(self._obtain(challenge, stale))
+            self._renewal = asyncio.create_task(self._replace(challenge, stale))
             self._renewal.add_done_callback(_observed)
-            self._renewal.add_done_callback(self._renewed)
         return self._renewal
 
-    def _renewed(self, _: asyncio.Task[None]) -> None:
-        self._renewal = None
+    async def _replace(self, challenge: Challenge, stale: Secret | None) -> None:
+        try:
+            token = await self._obtain(challenge, stale)
+        finally:
+            self._renewal = None
+        self._challenge = challenge
+        self._header, self._renew_at, self._expires_at = token
 
-    async def _obtain(self, challenge: Challenge, stale: Secret | None) -> None:
+    async def _obtain(self, challenge: Challenge, stale: Secret | None) -> Token:
         credential = await self._keychain.find(self._host)
         if credential is not None and credential.kind is Kind.BEARER:
             token = _lasting(f"Bearer {credential.secret.reveal()}")
@@ -338,8 +344,7 @@ class Authorization:
                 "log in again or check its rights",
                 Fault.AUTH,
             )
-        self._challenge = challenge
-        self._header, self._renew_at, self._expires_at = token
+        return token
 
 
 def _observed(task: asyncio.Task[Any]) -> None:

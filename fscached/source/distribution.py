@@ -114,7 +114,7 @@ class Distribution:
 
         Raises SourceError: PROTOCOL when it is longer than `limit_bytes` or has another digest.
         """
-        url = f"{self._base(reference)}/blobs/{_checked(digest)}"
+        url = f"{self._base(reference)}/blobs/{_checked(reference, digest)}"
         response = await self._get(reference, url, {}, limit_bytes)
         found = await asyncio.to_thread(_digest_of, response.body)
         if found != digest:
@@ -128,7 +128,7 @@ class Distribution:
 
         Raises SourceError.
         """
-        there = f"{self._base(reference)}/blobs/{_checked(digest)}"
+        there = f"{self._base(reference)}/blobs/{_checked(reference, digest)}"
 
         async def upload() -> None:
             if (await self._send(reference, "HEAD", there)).status == 200:
@@ -278,9 +278,9 @@ def _expect(response: Response, status: int, what: str) -> None:
     raise Refusal(f"{what}: the registry answered {response.status}", fault)
 
 
-def _checked(digest: str) -> str:
+def _checked(reference: Reference, digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
-        raise SourceError(f"{digest[:80]!r} is no sha256 digest", Fault.PROTOCOL)
+        raise SourceError(f"{reference}: {digest[:80]!r} is no sha256 digest", Fault.PROTOCOL)
     return digest
 
 
@@ -329,7 +329,7 @@ def _choose(reference: Reference, index: Manifest, architecture: str) -> str:
         raise SourceError(
             f"{reference}: the index has no image for linux/{architecture}", Fault.ORIGIN
         )
-    return _checked(fitting[0].digest)
+    return _checked(reference, fitting[0].digest)
 
 
 async def _pieces(open_reader: Callable[[], BinaryIO], size: int) -> AsyncIterator[bytes]:

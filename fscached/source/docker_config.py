@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 
@@ -155,22 +155,37 @@ def _keys(host: str) -> list[str]:
     return bare + [f"{key}{path}" for key in bare for path in ("/", "/v1/", "/v2/")]
 
 
-async def _run(program: str, key: str) -> tuple[int, bytes]:
-    process = await asyncio.create_subprocess_exec(
-        program,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+class _Helper(asyncio.SubprocessProtocol):
+    """Collects what a helper prints, up to the limit: one that prints more is ended."""
+
+    def __init__(self) -> None:
+        self.output = bytearray()
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.output += data
+        if len(self.output) > HELPER_LIMIT_BYTES:
+            self._transport.close()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def _run(program: str, key: str) -> tuple[int | None, bytes]:
+    """Status and output; the status of a helper that was ended is not 0."""
+    loop = asyncio.get_running_loop()
+    transport, helper = await loop.subprocess_exec(
+        _Helper, program, "get", stderr=asyncio.subprocess.DEVNULL
     )
-    assert process.stdin is not None and process.stdout is not None
     try:
-        process.stdin.write(key.encode())
-        process.stdin.close()
-        try:
-            output = await process.stdout.readexactly(HELPER_LIMIT_BYTES)
-        except asyncio.IncompleteReadError as end:
-            output = end.partial
-        return await process.wait(), output
+        stdin = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
+        stdin.write(key.encode())
+        stdin.close()
+        await helper.ended
+        return transport.get_returncode(), bytes(helper.output)
     finally:
-        if process.returncode is None:
-            process.kill()
+        transport.close()  # kills it, if it still runs

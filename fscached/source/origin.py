@@ -72,8 +72,11 @@ def origin_of(url: str) -> str:
 
 
 def host_name(host: str) -> str:
-    """A `host[:port]` without its port, and an IPv6 address without its brackets."""
-    return urlsplit(f"//{host}").hostname or ""
+    """A `host[:port]` without its port, and an IPv6 address without its brackets; empty if none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:
