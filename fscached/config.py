@@ -167,10 +167,6 @@ class Fetch(Table, frozen=True):
         int,
         Meta(ge=16 * MIB, le=64 * GIB, description="Memory for chunks on their way to the cache."),
     ] = 64 * MIB
-    bytes_in_flight: Annotated[
-        int,
-        Meta(ge=1 * MIB, le=64 * GIB, description="Remote bytes asked for and not yet arrived."),
-    ] = 32 * MIB
     verify: Annotated[
         bool, Meta(description="Check every chunk's digest before it is written. Leave it on.")
     ] = True
@@ -241,7 +237,6 @@ class Prefetch(Table, frozen=True):
     quiet_s: Annotated[
         float, Meta(ge=0, le=60, description="No demand for this long before prefetch goes on.")
     ] = 0.02
-    bandwidth_bytes_per_s: Annotated[int, Meta(ge=0, le=1 << 40, description="0: no limit.")] = 0
 
 
 class Api(Table, frozen=True):

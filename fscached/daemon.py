@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +43,9 @@ log = logging.getLogger(__name__)
 DEVICE_NAME = "cachefiles"
 STATE_NAME = "state"
 
+SPARE_DESCRIPTORS = 1024
+"""For sockets, files and the API, beside one descriptor per open object."""
+
 PREFETCH_DEADLINE_S = 600.0
 """For one range; generous, since prefetch stands still while readers are served."""
 
@@ -50,9 +55,10 @@ def main(config: Config) -> int:
 
     Raises Failure when the daemon cannot begin.
     """
-    logs.configure(config.log.level, config.log.file)
     store = FdStore()
     inherited = store.take()
+    logs.configure(config.log.level, config.log.file)
+    _raise_descriptor_limit(config.cache.open_objects)
     _make_directories(config)
     transport = _transport(config, inherited.get(DEVICE_NAME))
     handover = Handover(inherited.get(STATE_NAME))
@@ -102,6 +108,16 @@ async def _serve(
 def _drain(transport: Cachefiles, objects: Objects) -> None:
     for event in transport.drain():
         objects.handle(event)
+
+
+def _raise_descriptor_limit(objects: int) -> None:
+    """Every open object is a descriptor; what is over the limit fails its mount with EMFILE."""
+    wanted = objects + SPARE_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
+        return
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
 
 
 def _make_directories(config: Config) -> None:

@@ -17,6 +17,7 @@ from fscached.fill.objects import LocalBootstrap
 from fscached.source import Source
 from fscached.store import Image
 from fscached.transport import ObjectKey
+from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
 
@@ -53,7 +54,18 @@ class Images:
         return len(self._by_key)
 
     def bind(self, registration: Registration) -> None:
-        """Register an image; the same one again replaces its source, so credentials renew."""
+        """Register an image; the same one again replaces its source, so credentials renew.
+
+        Raises ImageError for a blob that another image of the volume describes differently: one
+        of them lies, and its cache file would be the other's.
+        """
+        for entry in registration.image.blobs:
+            owner = self._owner(registration.volume, entry.blob_id)
+            if owner is not None and _identity(owner[1]) != _identity(entry):
+                raise ImageError(
+                    f"blob {entry.blob_id[:12]} is another one in {owner[0].image.reference} of "
+                    f"the same domain: mount one of the images in a domain of its own"
+                )
         self._by_key[registration.key] = registration
 
     def unbind(self, volume: str, fsid: str) -> Registration | None:
@@ -112,3 +124,16 @@ class Images:
     def _loaded(self, key: ObjectKey, future: asyncio.Future[ChunkMap]) -> None:
         if future.cancelled() or future.exception() is not None:
             self._maps.pop(key, None)
+
+
+def _identity(entry: BlobEntry) -> tuple[object, ...]:
+    """What decides a cache file's bytes."""
+    return (
+        entry.uncompressed_size,
+        entry.compressed_size,
+        entry.compressor,
+        entry.digester,
+        entry.ci_offset,
+        entry.ci_compressed_size,
+        entry.toc_digest,
+    )

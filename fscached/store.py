@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import mmap
 import os
 import struct
 import tarfile
@@ -27,13 +28,12 @@ from rafs_v6 import ImageError
 from rafs_v6.blob import BlobMeta, ChunkMap, has_trusted_toc
 from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.layout import BlobEntry
+from rafs_v6.oci import BLOB_ANNOTATION, BOOTSTRAP_ANNOTATION
 
 log = logging.getLogger(__name__)
 
 BOOTSTRAP_LIMIT_BYTES = 1024 * 1024 * 1024
 BOOTSTRAP_NAMES = ("image/image.boot", "image.boot")
-LAYER_BLOB = "containerd.io/snapshot/nydus-blob"
-LAYER_BOOTSTRAP = "containerd.io/snapshot/nydus-bootstrap"
 
 _PIECE = struct.Struct("<QQ")
 
@@ -66,13 +66,13 @@ def bootstrap_layer(manifest: Mapping[str, Any]) -> tuple[str, int, frozenset[st
     blobs = set()
     for layer in layers:
         digest, size, annotations = _descriptor(layer)
-        if LAYER_BOOTSTRAP in annotations:
+        if BOOTSTRAP_ANNOTATION in annotations:
             found = (digest, size)
-        elif LAYER_BLOB in annotations:
+        elif BLOB_ANNOTATION in annotations:
             blobs.add(digest.removeprefix("sha256:"))
     if found is None:
         raise ImageError(
-            f"no layer of the manifest has the annotation {LAYER_BOOTSTRAP}: not a RAFS image; "
+            f"no layer of the manifest is annotated {BOOTSTRAP_ANNOTATION}: not a RAFS image; "
             "convert it with `fscached image convert`"
         )
     return *found, frozenset(blobs)
@@ -243,8 +243,7 @@ class Store:
         chunks and `verify` is on; SourceError when the tail cannot be fetched.
         """
         if not has_trusted_toc(entry):
-            rows = Bootstrap(image.path.read_bytes()).chunk_table(entry.blob_index)
-            chunks = ChunkMap.from_chunk_table(entry, rows)
+            chunks = await asyncio.to_thread(_from_chunk_table, image, entry)
             if chunks.count:
                 return chunks
             if verify:
@@ -277,6 +276,12 @@ class Store:
             (self._images / fsid / name).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
             (self._images / fsid).rmdir()
+
+
+def _from_chunk_table(image: Image, entry: BlobEntry) -> ChunkMap:
+    with image.path.open("rb") as file:
+        bootstrap = Bootstrap(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    return ChunkMap.from_chunk_table(entry, bootstrap.chunk_table(entry.blob_index))
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -77,6 +77,8 @@ class ControlService:
         self._handover = handover
         self._stop = stop
         self._bindings: dict[ObjectKey, Binding] = {}
+        self._leaving: set[ObjectKey] = set()
+        objects.on_closed = self._closed
         self._began = asyncio.get_running_loop().time()
 
     def restore(self) -> None:
@@ -102,10 +104,10 @@ class ControlService:
         binding = Binding(entry.domain_id, entry.id, entry=entry)
         try:
             image = await asyncio.to_thread(self._image, binding)
+            self._require_room(binding)
+            self._bind(binding, image)
         except (OSError, ImageError) as error:
             raise _refused("CreateBlobObject", str(error)) from None
-        self._require_room(binding)
-        self._bind(binding, image)
         self._save()
 
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
@@ -120,19 +122,19 @@ class ControlService:
     async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
         try:
             image = await self._pull(reference, credentials)
+            volume = self._config.cache.domain_id or image.fsid
+            binding = Binding(volume, image.fsid, reference, credentials)
+            self._require_room(binding)
+            self._bind(binding, image)
         except ImageError as error:
             raise _refused("CreateBlobObject", f"{reference}: {error}") from None
         except OSError as error:
             raise _refused("CreateBlobObject", f"{reference}: cannot be kept: {error}") from error
-        volume = self._config.cache.domain_id or image.fsid
-        binding = Binding(volume, image.fsid, reference, credentials)
-        self._require_room(binding)
-        self._bind(binding, image)
         self._save()
         return await asyncio.to_thread(self._info, self._images.get(volume, image.fsid))
 
     def images(self) -> list[ImageInfo]:
-        return [self._info(registration) for registration in self._images]
+        return [self._info(registration) for registration in self._staying()]
 
     async def remove_image(self, fsid: str) -> bool:
         return self._forget([key for key in self._bindings if key.cookie == fsid])
@@ -162,7 +164,7 @@ class ControlService:
                 bad_chunks=_sum(tallies.values(), "bad_chunks"),
                 source_errors=_sum(tallies.values(), "source_errors"),
             ),
-            images=[self._image_status(registration) for registration in self._images],
+            images=[self._image_status(registration) for registration in self._staying()],
         )
 
     async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
@@ -200,7 +202,8 @@ class ControlService:
         return Image("", "", binding.fsid, path, len(bootstrap), Bootstrap(bootstrap).blobs)
 
     def _bind(self, binding: Binding, image: Image) -> None:
-        """Raises SourceError for a source that cannot be."""
+        """Raises SourceError for a source that cannot be, ImageError for a blob that is another
+        one in an image of the same volume."""
         key = ObjectKey(binding.volume, binding.fsid)
         before = self._images.get(*key)
         source = self._source(binding)
@@ -209,6 +212,7 @@ class ControlService:
             prefetch = prefetch and binding.entry.prefetch.enable
         self._images.bind(Registration(image, binding.volume, source, prefetch))
         self._bindings[key] = binding
+        self._leaving.discard(key)
         if before is not None and isinstance(before.source, Registry):
             self._registries.release(before.source)
 
@@ -233,15 +237,28 @@ class ControlService:
                 f"{limit} images are registered, the limit: unmount some, or raise [cache] images",
             )
 
+    def _staying(self) -> list[Registration]:
+        return [known for known in self._images if known.key not in self._leaving]
+
     def _forget(self, keys: Iterable[ObjectKey]) -> bool:
-        for key in (gone := list(keys)):
-            del self._bindings[key]
-            registration = self._images.unbind(*key)
-            if registration is not None and isinstance(registration.source, Registry):
-                self._registries.release(registration.source)
-        if gone:
-            self._save()
+        """Forget images, those still open at their CLOSE: a successor's `restore` opens them
+        again, and the umount that comes before this sends its CLOSEs later."""
+        gone = [key for key in keys if key not in self._leaving]
+        self._leaving.update(gone)
+        for key in gone:
+            if not self._objects.is_open(key):
+                self._closed(key)
         return bool(gone)
+
+    def _closed(self, key: ObjectKey) -> None:
+        if key not in self._leaving:
+            return
+        self._leaving.remove(key)
+        del self._bindings[key]
+        registration = self._images.unbind(*key)
+        if registration is not None and isinstance(registration.source, Registry):
+            self._registries.release(registration.source)
+        self._save()
 
     def _save(self) -> None:
         self._handover.save([msgspec.to_builtins(binding) for binding in self._bindings.values()])

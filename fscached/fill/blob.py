@@ -16,7 +16,7 @@ from fscached.cache.planner import Planner
 from fscached.fill.flight import Crew, Flight
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
-from fscached.source import Priority, Source, SourceError
+from fscached.source import LocalSource, Priority, Source, SourceError
 from fscached.transport import NotReady, ObjectId, Ticket, Transport, Wanted
 from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
@@ -220,7 +220,11 @@ class OpenBlob:
             self._landing,
         )
         try:
-            answer = await flight.fly(self.origin.source, priority, deadline_s)
+            source = self.origin.source
+            if isinstance(source, LocalSource):
+                answer = await flight.land(source)
+            else:
+                answer = await flight.fly(source, priority, deadline_s)
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
         except SourceError:

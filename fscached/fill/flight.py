@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from fscached.cache.blob import Fetch, Run
 from fscached.fill.memory import Pool
 from fscached.fill.writer import Landing, Writer
-from fscached.source import Answer, Priority, Source
+from fscached.source import Answer, LocalSource, Priority, Source
 from rafs_v6.blob import ChunkMap
 
 BATCH_BYTES = 1024 * 1024
 """Uncompressed bytes given to one worker at a time; more would keep the other cores waiting."""
+
+FIRST_BATCH_BYTES = 128 * 1024
+"""Of a fetch's first batch: a READ is not longer, and its reader waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class Flight:
         self._idle: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._view = memoryview(b"")
+        self._local: LocalSource | None = None
+        self._batch_bytes = FIRST_BATCH_BYTES
 
     async def fly(self, source: Source, priority: Priority, deadline_s: float) -> Answer:
         """Fetch, and return when every chunk that was of use has landed.
@@ -75,6 +80,23 @@ class Flight:
         finally:
             self._view.release()
             self._crew.pool.give(memory)
+
+    async def land(self, source: LocalSource) -> Answer:
+        """As `fly`, from a source on this machine: workers read what they write."""
+        began = asyncio.get_running_loop().time()
+        memory = await self._crew.pool.take(self._end - self._start, True)
+        self._local = source
+        try:
+            self._view = memoryview(memory)
+            self._claim(self._end)
+            await self._settle()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._view.release()
+            self._crew.pool.give(memory)
+        seconds = asyncio.get_running_loop().time() - began
+        return Answer(source.name, 0, self._end - self._start, seconds)
 
     async def _bring(
         self, memory: mmap.mmap, source: Source, priority: Priority, deadline_s: float
@@ -94,8 +116,11 @@ class Flight:
         filled = self._filled + len(memory)
         self._view[self._filled : filled] = memory
         self._filled = filled
+        self._claim(self._start + filled)
+
+    def _claim(self, at: int) -> None:
+        """All remote bytes before `at` are here: hand on the chunks that are complete."""
         chunks = self._chunks
-        at = self._start + filled
         while self._next < self.fetch.end:
             index = self._next
             if chunks.remote_offset(index) + chunks.remote_size(index) > at:
@@ -114,9 +139,16 @@ class Flight:
             end = self._chunks.remote_offset(last) + self._chunks.remote_size(last) - self._start
             self._working += 1
             future = asyncio.get_running_loop().run_in_executor(
-                self._crew.executor, self._writer.land, batch, self._view[start:end]
+                self._crew.executor, self._land, batch, start, end
             )
             future.add_done_callback(self._worked)
+
+    def _land(self, batch: Run, start: int, end: int) -> Landing:
+        """A worker's task: chunks whose remote bytes are [start, end) of the memory."""
+        staged = self._view[start:end]
+        if self._local is not None:
+            self._local.read_now(self._blob_id, self._start + start, self._start + end, staged)
+        return self._writer.land(batch, staged)
 
     def _batch(self) -> Run:
         first = self._ready[0]
@@ -124,9 +156,11 @@ class Flight:
         while (
             count < len(self._ready)
             and self._ready[count] == first + count
-            and self._chunks.padded_end(first + count) - self._chunks.offset(first) <= BATCH_BYTES
+            and self._chunks.padded_end(first + count) - self._chunks.offset(first)
+            <= self._batch_bytes
         ):
             count += 1
+        self._batch_bytes = BATCH_BYTES
         del self._ready[:count]
         return Run(first, first + count)
 

@@ -41,6 +41,7 @@ class Objects:
         self._open: dict[ObjectId, OpenBlob | OpenBootstrap] = {}
         self._keys: dict[ObjectId, ObjectKey] = {}
         self.on_blob: Callable[[ObjectKey, OpenBlob], None] = lambda key, blob: None
+        self.on_closed: Callable[[ObjectKey], None] = lambda key: None
 
     def handle(self, event: Event) -> None:
         """Act on one event of the kernel."""
@@ -63,6 +64,10 @@ class Objects:
             for object, key in self._keys.items()
             if key.volume == volume and isinstance(opened := self._open[object], OpenBlob)
         }
+
+    def is_open(self, key: ObjectKey) -> bool:
+        """Whether the kernel holds an object of this key that was opened here."""
+        return key in self._keys.values()
 
     @property
     def waiting(self) -> int:
@@ -124,6 +129,7 @@ class Objects:
         if opened is not None and key is not None:
             self.tallies[key].closes += 1
             opened.closed()
+            self.on_closed(key)
 
     def _give_up(self, event: Event) -> None:
         if isinstance(event, Wanted):
