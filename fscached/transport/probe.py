@@ -34,6 +34,7 @@ DESCRIPTORS_SPARE = 1024
 """For connections, pipes and files, on top of one descriptor per open object."""
 
 _CAP_SYS_ADMIN = 1 << 21
+_CAP_SYS_RESOURCE = 1 << 24
 _OBJECT = "anon_inode:[cachefiles]"
 _REBUILD = "build the modules with on-demand mode: scripts/kernel-modules --install"
 _BETTER_PLACE = "put the cache on a local ext4, xfs or btrfs: directory in [cache]"
@@ -192,9 +193,7 @@ def _mount_of(path: str, points: list[MountPoint]) -> MountPoint | None:
 
 
 def _privilege(host: Host) -> Finding:
-    status = _read(host.proc / "self/status")
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    capable = bool(match and int(match[1], 16) & _CAP_SYS_ADMIN)
+    capable = _capable(host, _CAP_SYS_ADMIN)
     inherited = _read(host.proc / "self/uid_map").split() == ["0", "0", "4294967295"]
     return _finding(
         "privilege",
@@ -203,6 +202,12 @@ def _privilege(host: Host) -> Finding:
         "run as root, outside of user namespaces",
         "" if inherited else " of a user namespace",
     )
+
+
+def _capable(host: Host, capability: int) -> bool:
+    status = _read(host.proc / "self/status")
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return bool(match and int(match[1], 16) & capability)
 
 
 def _kernel(host: Host) -> Finding:
@@ -291,14 +296,12 @@ def _restore(host: Host, symbols: frozenset[str]) -> Finding:
 
 
 def _descriptors(host: Host, cache: Cache) -> Finding:
-    wanted = cache.open_objects + DESCRIPTORS_SPARE
-    limitless = host.descriptors_max == resource.RLIM_INFINITY
-    return _finding(
-        "descriptors",
-        limitless or host.descriptors_max >= wanted,
-        "no limit" if limitless else f"at most {host.descriptors_max}",
-        f"set LimitNOFILE={wanted}, or a smaller open_objects in [cache]",
-    )
+    """The daemon raises its limit as far as it may: to the kernel's own with CAP_SYS_RESOURCE."""
+    wanted, limit = cache.open_objects + DESCRIPTORS_SPARE, host.descriptors_max
+    if _capable(host, _CAP_SYS_RESOURCE):
+        limit = int(_read(host.proc / "sys/fs/nr_open") or limit)
+    remedy = f"set LimitNOFILE={wanted}, or a smaller open_objects in [cache]"
+    return _finding("descriptors", limit >= wanted, f"at most {limit}", remedy)
 
 
 def _own_files(paths: Iterable[str], points: list[MountPoint]) -> Finding:

@@ -1,8 +1,7 @@
-"""The on-demand device, played by a SEQPACKET socket (one message per read) and ordinary files.
+"""The on-demand device: what each message becomes, what is answered, what goes wrong.
 
-Stand-ins: the socket for the device, files of the temporary directory for the kernel's object
-descriptors, a list for the READ_COMPLETE ioctl that no ordinary file takes. The real device runs
-in `vm-tests/`.
+Stand-ins: those of `device.py`, and a list for the READ_COMPLETE ioctl that no ordinary file takes.
+The real device runs in `vm-tests/`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import errno
 import logging
 import mmap
 import os
+import resource
 import socket
 import struct
 import threading
@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from fscached.transport import (
     Closed,
     NotReady,
-    ObjectId,
     ObjectKey,
     Opened,
     OutOfSpace,
@@ -34,71 +33,13 @@ from fscached.transport import (
 )
 from fscached.transport import cachefiles as module
 from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore
-
-OBJECT = ObjectId(5)
-SIZE = 40_000
-
-
-def message(opcode: int, body: bytes = b"", msg_id: int = 1, object: int = OBJECT) -> bytes:
-    return struct.pack("=IIII", msg_id, opcode, 16 + len(body), object) + body
-
-
-def open_message(
-    fd: int, volume: bytes = b"erofs,dom\0", cookie: bytes = b"blob", object: int = OBJECT
-) -> bytes:
-    body = struct.pack("=IIII", len(volume), len(cookie), fd, 0) + volume + cookie
-    return message(0, body, msg_id=3, object=object)
-
-
-def read_message(start: int, count: int, msg_id: int = 9, object: int = OBJECT) -> bytes:
-    return message(2, struct.pack("=QQ", start, count), msg_id, object)
+from tests.transport.device import OBJECT, SIZE, Kernel, message, open_message, read_message
 
 
 def aligned(blocks: int) -> memoryview:
     memory = mmap.mmap(-1, blocks * 4096)
     memory.write(os.urandom(len(memory)))
     return memoryview(memory)
-
-
-class Kernel:
-    """The other end of the device."""
-
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "object"
-        ours, self._end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        self._end.setblocking(False)
-        self.transport = Cachefiles(ours.detach())
-
-    def send(self, *messages: bytes) -> None:
-        for message in messages:
-            self._end.send(message)
-
-    def commands(self) -> list[str]:
-        """What was written to the device since the last look."""
-        commands = []
-        while True:
-            try:
-                commands.append(self._end.recv(4096).decode())
-            except BlockingIOError:
-                return commands
-
-    def object_fd(self) -> int:
-        """A descriptor as the kernel hands it over: for writing and seeking, inherited."""
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
-        os.ftruncate(fd, SIZE)
-        os.set_inheritable(fd, True)
-        return fd
-
-    def open(self, **how: int | bytes) -> int:
-        """An OPEN that the daemon has drained, and its descriptor."""
-        fd = self.object_fd()
-        self.send(open_message(fd, **how))  # type: ignore[arg-type]
-        assert len(self.transport.drain()) == 1
-        return fd
-
-    def hang_up(self) -> None:
-        self._end.close()
 
 
 @pytest.fixture
@@ -554,6 +495,35 @@ def test_adopt_takes_the_descriptor(tmp_path: Path) -> None:
     assert transport.fileno() == fd and not os.get_inheritable(fd)
     transport.close()
     assert not is_open(fd)
+
+
+@pytest.mark.parametrize(
+    ("limits", "privileged", "now"),
+    [
+        ((1024, 4096), True, (8000, 8000)),
+        ((1024, 524288), True, (8000, 524288)),
+        ((1024, 4096), False, (4096, 4096)),
+        ((9000, 9000), False, (9000, 9000)),
+    ],
+)
+def test_the_limit_of_descriptors_is_raised(
+    monkeypatch: pytest.MonkeyPatch,
+    limits: tuple[int, int],
+    privileged: bool,
+    now: tuple[int, int],
+) -> None:
+    """To what is needed, as far as the hard limit without privilege; never lowered."""
+    state = list(limits)
+
+    def setrlimit(which: int, new: tuple[int, int]) -> None:
+        if new[1] > state[1] and not privileged:
+            raise ValueError("not allowed to raise maximum limit")
+        state[:] = new
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(state))
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    assert module.allow_descriptors(8000) == now[0]
+    assert tuple(state) == now
 
 
 def test_close_closes_the_objects_too(tmp_path: Path) -> None:
