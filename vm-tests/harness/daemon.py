@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal as signals
 import time
 from typing import Any
 
+from harness.command import CommandFailed
 from harness.guest import Guest, Process
 
 CONFIG = "/etc/fscached/fscached.toml"
@@ -64,6 +66,26 @@ class Daemon:
         done = self._process.wait(timeout_s)
         self._process = None
         return done.returncode
+
+    def replace(self, *, timeout_s: float = 30.0) -> None:
+        """Have the supervisor put a new daemon in the place of this one; wait until it serves.
+
+        Raises CommandFailed when it does not.
+        """
+        assert self._process is not None
+        before = self.pid()
+        self._process.signal(signals.SIGHUP)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            self.wait()
+            if self.pid() != before:
+                return
+        raise CommandFailed(f"the daemon is still process {before} after {timeout_s} s")
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
 
     def pid(self) -> int:
         """The serving process."""

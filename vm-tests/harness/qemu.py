@@ -19,7 +19,7 @@ from harness.wire import PORT
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = Path("/bin/busybox")
-GUEST_FILES = ("__init__.py", "wire.py", "agent.py", "listing.py")
+GUEST_FILES = ("__init__.py", "wire.py", "agent.py", "listing.py", "reader.py")
 
 # oops=panic, panic=-1 and -no-reboot: a broken guest ends its QEMU instead of limping on.
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off"
