@@ -1,4 +1,4 @@
-"""cffi's own way to build an API-mode module is through setuptools; all metadata is in pyproject."""
+"""cffi's own way to build an API-mode module is through setuptools; the rest is in pyproject."""
 
 from setuptools import setup
 

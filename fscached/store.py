@@ -270,13 +270,6 @@ class Store:
                 meta.feed(start, await reader.read(start, end))
         return await asyncio.to_thread(meta.chunks)
 
-    def forget(self, fsid: str) -> None:
-        """Drop an image's files; its blobs' metas stay for other images."""
-        for name in ("image.json", "image.boot"):
-            (self._images / fsid / name).unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            (self._images / fsid).rmdir()
-
 
 def _from_chunk_table(image: Image, entry: BlobEntry) -> ChunkMap:
     with image.path.open("rb") as file:

@@ -1,0 +1,94 @@
+"""What a key of the kernel stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from fscached.fill.objects import LocalBootstrap
+from fscached.images import Images, Registration
+from fscached.store import Image, Store
+from fscached.transport import ObjectKey
+from rafs_v6 import ImageError
+from tests.rafs_v6.trees import build, directory, regular
+from tests.test_store import BlobFile
+
+
+@pytest.fixture
+def image(tmp_path) -> Image:
+    built = build(directory({b"a": regular(b"a" * 5000)}))
+    return Store(tmp_path).adopt("host/app:1", "sha256:0", built.image.bootstrap, None)
+
+
+def registration(image: Image, volume: str = "domain") -> Registration:
+    return Registration(image, volume, BlobFile(b""), prefetch=True)
+
+
+def images(*registrations: Registration) -> Images:
+    made = Images(lambda registration, entry: asyncio.sleep(0, result=None))  # type: ignore[arg-type]
+    for one in registrations:
+        made.bind(one)
+    return made
+
+
+def test_a_bound_image_answers_for_bootstrap_and_blobs(image):
+    """By volume and fsid, by volume and blob id, and by nothing else."""
+    bound = images(registration(image))
+    assert bound.lookup(ObjectKey("domain", image.fsid)) == LocalBootstrap(
+        image.path, image.size_bytes
+    )
+    origin = bound.lookup(ObjectKey("domain", image.blobs[0].blob_id))
+    assert origin is not None and origin.size_bytes == image.blobs[0].uncompressed_size
+    assert bound.lookup(ObjectKey("other", image.fsid)) is None
+    assert bound.lookup(ObjectKey("domain", "f" * 64)) is None
+
+
+def test_an_unbound_image_is_unknown(image):
+    """A mount of it fails from then on."""
+    bound = images(registration(image))
+    assert bound.unbind("domain", image.fsid) is not None
+    assert bound.unbind("domain", image.fsid) is None
+    assert bound.lookup(ObjectKey("domain", image.fsid)) is None
+
+
+def test_a_blob_lives_as_long_as_one_image_has_it(image):
+    """Two images of a domain share a blob; the second serves it when the first is gone."""
+    second = dataclasses.replace(image, fsid="2" * 64)
+    bound = images(registration(image), registration(second))
+    bound.unbind("domain", image.fsid)
+    assert bound.lookup(ObjectKey("domain", image.blobs[0].blob_id)) is not None
+
+
+def test_one_id_for_two_blobs_is_refused(image):
+    """An image cannot say what another image's blob is made of; in its own domain it may."""
+    lie = image.blobs[0]._replace(toc_digest=b"\1" * 32)
+    liar = dataclasses.replace(image, fsid="2" * 64, blobs=(lie,))
+    bound = images(registration(image))
+    with pytest.raises(ImageError, match="domain of its own"):
+        bound.bind(registration(liar))
+    bound.bind(registration(liar, "elsewhere"))
+
+
+def test_a_failed_load_is_tried_anew(image):
+    """One load for all who ask; none of them keeps the failure."""
+    loads = []
+
+    async def load(registration, entry):
+        loads.append(entry)
+        await asyncio.sleep(0)
+        if len(loads) == 1:
+            raise ImageError("a bit flipped")
+        return "chunks"
+
+    async def scene() -> None:
+        bound = Images(load)
+        bound.bind(registration(image))
+        origin = bound.lookup(ObjectKey("domain", image.blobs[0].blob_id))
+        results = await asyncio.gather(origin.chunks(), origin.chunks(), return_exceptions=True)
+        assert [str(result) for result in results] == ["a bit flipped"] * 2
+        assert await asyncio.gather(origin.chunks(), origin.chunks()) == ["chunks"] * 2
+        assert len(loads) == 2
+
+    asyncio.run(scene())
