@@ -170,7 +170,7 @@ def newest(archive: Archive, name: str, release: str | None = None) -> Offer:
         versions = sorted({offer.version for offer in offers if offer.source in sources})
         raise NoSuchKernel(
             f"kernel {release or name}: the mirror does not offer linux-image, linux-headers and "
-            f"linux-source of one version for it. Boot one of the versions it offers: "
+            "linux-source of one version for it. Boot one of the versions it offers: "
             f"{', '.join(versions)}"
         )
     return max(matching, key=functools.cmp_to_key(_older_first))
