@@ -138,17 +138,13 @@ class FakeKernel:
 
         Raises OSError EIO. Cancelling is killing the reader.
         """
-        object = self._keys[key]
+        object, file = self._keys[key], self._files[key]
         for segment_start, segment_end in self._segments(start, end):
             await self._fill(object, segment_start, segment_end)
-        file = self._files[key]
-        for block in range(start // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            for _ in range(asks - 1):
-                if block in file.resident:
-                    break
-                await self._fill(object, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
-            if block not in file.resident:
-                raise OSError(errno.EIO, f"{key} at {block * BLOCK_BYTES}")
+            for block in range(segment_start // BLOCK_BYTES, segment_end // BLOCK_BYTES):
+                await self._fill_block(object, block, asks - 1)
+                if block not in file.resident:
+                    raise OSError(errno.EIO, f"{key} at {block * BLOCK_BYTES}")
         return bytes(file.data[start:end])
 
     def umount(self, key: ObjectKey) -> None:
@@ -317,6 +313,13 @@ class FakeKernel:
             size = sum(1 for _ in itertools.takewhile(lambda b: b not in resident, hole))
             if not await self._ask(object, hole[0] * BLOCK_BYTES, (hole[0] + size) * BLOCK_BYTES):
                 return
+
+    async def _fill_block(self, object: CacheObject, block: int, asks: int) -> None:
+        """Ask for one page that reading ahead has not brought, `asks` times at most."""
+        for _ in range(asks):
+            if block in self._files[object.key].resident:
+                return
+            await self._fill(object, block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
 
     async def _ask(self, object: CacheObject, start: int, end: int) -> bool:
         """Send a READ and wait; whether its first block is there now."""

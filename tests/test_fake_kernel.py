@@ -96,15 +96,15 @@ async def test_reads_are_segments_of_128_kib(kernel: FakeKernel) -> None:
 @pytest.mark.asyncio
 @pytest.mark.parametrize("asks", [2, 3, 4])
 async def test_a_hole_is_asked_for_again_and_then_eio(kernel: FakeKernel, asks: int) -> None:
-    """Completing without data is asked again, the last times for one page, then EIO."""
-    reading = asyncio.create_task(kernel.read(KEY, 0, 16384, asks=asks))
+    """Completing without data is asked again, from now on for one page, then EIO at once."""
+    reading = asyncio.create_task(kernel.read(KEY, 0, SIZE, asks=asks))
     while not reading.done():
         for event in await drained(kernel):
             kernel.failed(event.object, event.ticket, errno.EIO)  # type: ignore[union-attr]
     with pytest.raises(OSError) as caught:
         await reading
     assert caught.value.errno == errno.EIO
-    assert [w.end for w in kernel.asked] == [16384] + [4096] * (asks - 1)
+    assert [w.end for w in kernel.asked] == [131072] + [4096] * (asks - 1)
 
 
 @pytest.mark.asyncio
