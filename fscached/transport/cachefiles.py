@@ -81,11 +81,11 @@ class Counts:
     """The kernel could not hand over an object's descriptor."""
     malformed: int = 0
     orphans: int = 0
-    """Answers to READs of objects this process was never told about: somebody else still holds
-    their descriptors (a copy in a dying predecessor). The reader waits until the holder is gone
-    and `restore` is written again."""
+    """READs of objects this process was never told about: somebody else still holds their
+    descriptors (a copy in a dying predecessor). Nobody can answer them; their readers wait until
+    the holder is gone and `restore` is written again."""
     readers_gone: int = 0
-    """Answers nobody waited for any more."""
+    """Answers nobody waited for any more, and those to orphans."""
 
 
 @dataclass(slots=True, eq=False)
@@ -228,7 +228,7 @@ class Cachefiles:
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         opened = self._objects.get(object)
         if opened is None:
-            self._orphaned(object, ticket)
+            self.counts.readers_gone += 1
             return
         try:
             read_complete(opened.fd, ticket)
@@ -290,7 +290,9 @@ class Cachefiles:
 
     def _wanted(self, object: ObjectId, start: int, end: int, msg_id: Ticket) -> Wanted:
         opened = self._objects.get(object)
-        if opened is not None:
+        if opened is None:
+            self._orphaned(object, msg_id)
+        else:
             opened.ready = True
         if start % BLOCK_BYTES or end % BLOCK_BYTES or not start < end <= _OFFSET_MAX:
             if opened is not None:

@@ -146,16 +146,17 @@ def test_a_killed_reader_is_no_error(kernel: Kernel, monkeypatch: pytest.MonkeyP
 def test_a_read_of_an_unknown_object_is_an_orphan(
     kernel: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is reported as wanted; answering is impossible, counted, and said with its remedy."""
-    kernel.send(read_message(0, 4096))
-    [wanted] = kernel.transport.drain()
-    assert isinstance(wanted, Wanted)
+    """It is reported as wanted, counted, said with its remedy (a flood in few lines); an answer
+    to it goes nowhere."""
+    kernel.send(*[read_message(0, 4096)] * 5)
     with caplog.at_level(logging.ERROR):
-        for _ in range(5):
-            kernel.transport.failed(wanted.object, wanted.ticket, errno.EIO)
+        events = kernel.transport.drain()
+    assert events == [Wanted(OBJECT, 0, 4096, Ticket(9))] * 5
     assert kernel.transport.counts.orphans == 5
     assert len(caplog.records) == 3
     assert "restore" in caplog.text
+    kernel.transport.failed(OBJECT, Ticket(9), errno.EIO)
+    assert kernel.transport.counts.readers_gone == 1
 
 
 @pytest.mark.parametrize(
