@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,13 @@ class Origin:
         assert isinstance(blobs, list)
         return sum(int(blob["compressed_bytes"]) for blob in blobs)
 
+    def layer_bytes(self, name: str) -> dict[str, int]:
+        """The sizes of an image's blob files at the origin, by blob id."""
+        layers = self.images[name]["layers"]
+        assert isinstance(layers, list)
+        sizes = {layer["digest"].partition(":")[2]: int(layer["size_bytes"]) for layer in layers}
+        return {blob_id: sizes[blob_id] for blob_id in self.blob_ids(name)}
+
     def blob_ids(self, name: str) -> list[str]:
         """The ids of an image's data blobs, lowest layer first."""
         blobs = self.images[name]["blobs"]
@@ -49,7 +56,7 @@ def debian(*options: str) -> Origin:
     return kept({NAME: (*layers, *options)}, made.tree.parent.name)
 
 
-def kept(images: dict[str, Sequence[str]], content_key: str) -> Origin:
+def kept(images: Mapping[str, Sequence[str]], content_key: str) -> Origin:
     """Images by name and arguments of their conversion, kept until content or converter change."""
     name = store.key(content_key, sorted(images.items()), _converter())
 
@@ -70,7 +77,7 @@ def _origin(directory: Path) -> Origin:
     return Origin(disk.Disk(directory / "registry.ext4", "origin", registry.STORAGE), summary)
 
 
-def _build(directory: Path, images: dict[str, Sequence[str]]) -> None:
+def _build(directory: Path, images: Mapping[str, Sequence[str]]) -> None:
     summaries = {}
     with tempfile.TemporaryDirectory(dir=directory) as storage:
         with registry.on_host(Path(storage)) as address:

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from harness import disk
+from harness.command import CommandFailed
 from harness.daemon import Daemon, Settings, drop_caches
-from harness.guest import Guest
+from harness.guest import Guest, Process
 from harness.registry import Registry
 
 SETTLE_S = 20.0
@@ -44,27 +45,43 @@ class Node:
         """Mount an image of the registry; what the command printed."""
         return self.daemon.mount(f"{self.registry.address}/{name}", directory)
 
+    def fsid(self, directory: str) -> str:
+        """Of the image that is mounted there."""
+        options = self.guest.run(["findmnt", "-rn", "-o", "OPTIONS", directory]).stdout
+        return options.partition("fsid=")[2].partition(",")[0].strip()
+
     def read(self, kind: str, *words: object, timeout_s: float = 120.0) -> Any:
         """What a reader of `harness.reader` has to say."""
+        return self.read_by(self.start_reading(kind, *words), timeout_s)
+
+    def start_reading(self, kind: str, *words: object) -> Process:
+        """Start such a reader and return while it reads."""
         command = ["/usr/bin/python3", "-m", "harness.reader", kind, *map(str, words)]
-        return json.loads(self.guest.run(command, cwd="/run", timeout_s=timeout_s).stdout)
+        return self.guest.start(command, cwd="/run")
+
+    def read_by(self, reader: Process, timeout_s: float = 120.0) -> Any:
+        """What a reader that was started has to say at its end.
+
+        Raises GuestTimeout when it still reads then, CommandFailed when it failed as a program.
+        """
+        done = reader.wait(timeout_s)
+        if done.returncode != 0:
+            raise CommandFailed(f"reader {reader.argv[3:]}: {done.stderr}")
+        return json.loads(done.stdout)
 
     def listing(self, directory: str, *, timeout_s: float = 600.0) -> str:
         """What is mounted there, as `harness.listing` tells it. Reads every file."""
         command = ["/usr/bin/python3", "-m", "harness.listing", directory]
         return self.guest.run(command, cwd="/run", timeout_s=timeout_s).stdout
 
-    def sent_bytes(self, blob_id: str) -> int:
-        """What the origin has sent of a blob."""
-        requests = self.registry.requests()
-        return sum(request.sent_bytes for request in requests if blob_id in request.path)
-
-    def blob(self, blob_id: str) -> dict[str, Any]:
-        """What the daemon says of a blob of its images."""
-        images = self.daemon.status()["images"]
-        blobs = (blob for image in images for blob in image["blobs"])
-        found: dict[str, Any] = next(blob for blob in blobs if blob["id"] == blob_id)
-        return found
+    def blob_bytes(self) -> dict[str, int]:
+        """What the origin has sent of each blob since its log was forgotten, by ranges."""
+        sent: dict[str, int] = {}
+        for request in self.registry.requests():
+            _, found, blob_id = request.path.partition("/blobs/sha256:")
+            if found and request.status == 206:
+                sent[blob_id] = sent.get(blob_id, 0) + request.sent_bytes
+        return sent
 
     def discrepancies(self) -> dict[str, tuple[int, int]]:
         """Where the daemon's counts and those of kernel and origin differ: (daemon's, theirs)."""

@@ -59,12 +59,12 @@ def mapped(path: str, seed: str) -> str:
         return _by_pages(len(memory), seed, lambda at: memory[at : at + PAGE_BYTES], threads=1)
 
 
-def last_byte(*paths: str) -> list[int]:
-    """The last byte of each file and nothing else of it."""
-    found = []
-    for path in paths:
+def bytes_at(*pairs: str) -> list[int]:
+    """For each path and offset that one byte and nothing else of the file."""
+    found: list[int] = []
+    for path, offset in zip(pairs[::2], pairs[1::2], strict=True):
         with open(path, "rb", buffering=0) as file:
-            found += os.pread(file.fileno(), 1, os.fstat(file.fileno()).st_size - 1)
+            found += os.pread(file.fileno(), 1, int(offset))
     return found
 
 
@@ -103,7 +103,7 @@ def _or_error(read: Callable[..., str]) -> Callable[..., str]:
 
 
 KINDS: dict[str, Callable[..., object]] = {
-    kind.__name__: kind for kind in (crowd, scattered, mapped, last_byte, whole)
+    kind.__name__: kind for kind in (crowd, scattered, mapped, bytes_at, whole)
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""Reads of mounted images: right bytes, fetched once, and asked for only while they are absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from harness import content, disk, image, listing
+from harness.daemon import drop_caches
+from harness.guest import Guest
+from harness.node import Node
+from harness.registry import Registry
+from harness.small import CROWD, ONE, TWO, Small, small
+
+from rafs_v6.bootstrap import Bootstrap
+from rafs_v6.layout import BLOCK_BYTES, FileType, align_up
+
+MOUNT = "/mnt/image"
+OTHER = "/mnt/other"
+DEBIAN_PORT = 5001
+DEBIAN_STORAGE = "/var/lib/debian-registry"
+READERS = 64
+STATE = f"{disk.CACHE_MOUNT}/state"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What two readings of the whole Debian image came to, and what they cost."""
+
+    expected: str
+    cold: str
+    again: str
+    cold_reads: int
+    hit_reads: int
+    discrepancies: dict[str, tuple[int, int]]
+    sent: dict[str, int]
+
+
+@pytest.fixture(scope="module")
+def images() -> Small:
+    return small()
+
+
+@pytest.fixture(scope="module")
+def guest(
+    boot_guest: Callable[..., Guest],
+    images: Small,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Guest:
+    debian = dataclasses.replace(image.debian().disk, serial="debian", mount=DEBIAN_STORAGE)
+    cache = disk.cache(tmp_path_factory.mktemp("disks") / "cache.ext4")
+    return boot_guest(disks=[cache, images.origin.disk, debian])
+
+
+@pytest.fixture(scope="module")
+def small_node(guest: Guest) -> Node:
+    registry = Registry(guest)
+    registry.start()
+    return Node(guest, registry)
+
+
+@pytest.fixture
+def node(small_node: Node) -> Iterator[Node]:
+    """The small images' node, cold."""
+    small_node.begin()
+    yield small_node
+    small_node.end()
+
+
+@pytest.fixture(scope="module")
+def passes(guest: Guest) -> Passes:
+    """The whole Debian image, read cold and read again after its pages are forgotten."""
+    registry = Registry(guest, storage=DEBIAN_STORAGE, port=DEBIAN_PORT)
+    registry.start()
+    node = Node(guest, registry)
+    node.begin()
+    node.mount(image.NAME, MOUNT)
+    cold = node.listing(MOUNT)
+    cold_reads = guest.cachefiles_counts()["read"]
+    drop_caches(guest)
+    again = node.listing(MOUNT)
+    hit_reads = guest.cachefiles_counts()["read"] - cold_reads
+    discrepancies = node.discrepancies()
+    sent = node.blob_bytes()
+    node.end()
+    registry.stop()
+    expected = listing.dump(str(content.content().tree))
+    return Passes(expected, cold, again, cold_reads, hit_reads, discrepancies, sent)
+
+
+def bootstrap(node: Node, directory: str) -> Bootstrap:
+    fsid = node.fsid(directory)
+    return Bootstrap(node.guest.get(f"{STATE}/images/{fsid}/image.boot"))
+
+
+def test_cold_read_of_every_file(passes: Passes) -> None:
+    """Content, mode, owner, time and xattrs of every file of a Debian image are its source's."""
+    assert len(passes.expected.splitlines()) > 5000
+    assert listing.differences(passes.expected, passes.cold) == []
+    assert passes.cold_reads > 0
+
+
+def test_hit_asks_nobody(passes: Passes) -> None:
+    """With every page forgotten all files read right again, and the kernel asks 0 times."""
+    assert listing.differences(passes.expected, passes.again) == []
+    assert passes.hit_reads == 0
+
+
+def test_counts_are_those_of_kernel_and_origin(passes: Passes) -> None:
+    """OPENs, READs and CLOSEs, requests and bytes: what the daemon says is what happened."""
+    assert passes.discrepancies == {}
+
+
+def test_no_blob_costs_more_than_its_size(passes: Passes) -> None:
+    """The origin sent each byte of a blob at most once."""
+    sizes = image.debian().layer_bytes(image.NAME)
+    assert [blob for blob, sent in passes.sent.items() if sent > sizes[blob]] == []
+    assert len(passes.sent) == 3
+
+
+def test_crowd_on_one_cold_file(node: Node, images: Small) -> None:
+    """64 readers at once get the right bytes, from one place or from everywhere in the file, and
+    each chunk is fetched once."""
+    node.mount(CROWD, MOUNT)
+    for name, stride in (("together", 0), ("spread", 100_003)):
+        data = images.content(name)
+        starts = [number * stride % len(data) for number in range(READERS)]
+        expected = [hashlib.sha256(data[start:] + data[:start]).hexdigest() for start in starts]
+        assert node.read("crowd", f"{MOUNT}/{name}", READERS, stride) == expected
+    node.read("whole", f"{MOUNT}/together", f"{MOUNT}/spread")
+    assert node.blob_bytes() == images.once_bytes(CROWD)
+    assert node.discrepancies() == {}
+
+
+@pytest.mark.parametrize("kind", ["mapped", "scattered"])
+def test_pages_in_any_order(node: Node, images: Small, kind: str) -> None:
+    """Cold pages that are mapped, or read 4 KiB at a time, hold the right bytes."""
+    node.mount(ONE, MOUNT)
+    cold = node.guest.cachefiles_counts()["read"]
+    for name in ("one/noise", "shared/text"):
+        expected = hashlib.sha256(images.content(name)).hexdigest()
+        assert node.read(kind, f"{MOUNT}/{name}", 20) == expected
+    assert node.guest.cachefiles_counts()["read"] > cold
+    assert node.discrepancies() == {}
+
+
+def test_last_byte_of_every_blob(node: Node, images: Small) -> None:
+    """The last page of a cookie can be read, also when nothing else of it is there."""
+    for name, directory in ((ONE, MOUNT), (CROWD, OTHER)):
+        node.mount(name, directory)
+        there = bootstrap(node, directory)
+        last = last_bytes(there)
+        assert len(last) == len(there.blobs)
+        cold = node.guest.cachefiles_counts()["read"]
+        words = [word for path, at in last for word in (f"{directory}/{path}", at)]
+        assert node.read("bytes_at", *words) == [images.content(path)[at] for path, at in last]
+        assert node.guest.cachefiles_counts()["read"] - cold == len(last)
+    assert node.discrepancies() == {}
+
+
+def last_bytes(there: Bootstrap) -> list[tuple[str, int]]:
+    """For each blob a file and the offset in it of the last byte of the blob's last chunk."""
+    found = []
+    for path, inode in there.walk():
+        if inode.type is not FileType.REGULAR:
+            continue
+        for position, chunk in enumerate(there.chunks(inode)):
+            end = min(inode.size, (position + 1) * there.chunk_bytes)
+            length = align_up(end - position * there.chunk_bytes)
+            size = there.blobs[chunk.blob_index].uncompressed_size
+            if chunk.start_block * BLOCK_BYTES + length == align_up(size):
+                found.append((path.decode().removeprefix("/"), end - 1))
+    return found
+
+
+def test_images_of_a_domain_share_blobs(node: Node, images: Small) -> None:
+    """What two images have in common is fetched once, and resident for the one when the other has
+    read it."""
+    for name, directory in ((ONE, MOUNT), (TWO, OTHER)):
+        node.mount(name, directory)
+        files = images.files(name)
+        read = node.read("whole", *(f"{directory}/{path}" for path in files))
+        assert dict(zip(files, read, strict=True)) == files
+    once = images.once_bytes(ONE) | images.once_bytes(TWO)
+    assert len(once) == 3
+    assert node.blob_bytes() == once
+    assert node.discrepancies() == {}
