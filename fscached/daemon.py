@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import resource
 import signal
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -33,8 +31,8 @@ from fscached.prefetch.service import Plan, Service
 from fscached.source.registries import Registries
 from fscached.store import Store
 from fscached.transport import ObjectKey
-from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore
-from fscached.transport.probe import explain_open_failure
+from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore, allow_descriptors
+from fscached.transport.probe import DESCRIPTORS_SPARE, explain_open_failure
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
 
@@ -42,9 +40,6 @@ log = logging.getLogger(__name__)
 
 DEVICE_NAME = "cachefiles"
 STATE_NAME = "state"
-
-SPARE_DESCRIPTORS = 1024
-"""For sockets, files and the API, beside one descriptor per open object."""
 
 PREFETCH_DEADLINE_S = 600.0
 """For one range; generous, since prefetch stands still while readers are served."""
@@ -58,7 +53,7 @@ def main(config: Config) -> int:
     store = FdStore()
     inherited = store.take()
     logs.configure(config.log.level, config.log.file)
-    _raise_descriptor_limit(config.cache.open_objects)
+    allow_descriptors(config.cache.open_objects + DESCRIPTORS_SPARE)
     _make_directories(config)
     transport = _transport(config, inherited.get(DEVICE_NAME))
     handover = Handover(inherited.get(STATE_NAME))
@@ -108,16 +103,6 @@ async def _serve(
 def _drain(transport: Cachefiles, objects: Objects) -> None:
     for event in transport.drain():
         objects.handle(event)
-
-
-def _raise_descriptor_limit(objects: int) -> None:
-    """Every open object is a descriptor; what is over the limit fails its mount with EMFILE."""
-    wanted = objects + SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
-        return
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(wanted, hard)), hard))
 
 
 def _make_directories(config: Config) -> None:

@@ -142,6 +142,8 @@ class OpenBlob:
         return len(self._tickets)
 
     async def _learn(self) -> None:
+        if self.stage is not Stage.NEW:
+            return
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 chunks = await self.origin.chunks()

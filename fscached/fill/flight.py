@@ -137,10 +137,10 @@ class Flight:
             start = self._chunks.remote_offset(batch.first) - self._start
             last = batch.end - 1
             end = self._chunks.remote_offset(last) + self._chunks.remote_size(last) - self._start
-            self._working += 1
             future = asyncio.get_running_loop().run_in_executor(
                 self._crew.executor, self._land, batch, start, end
             )
+            self._working += 1
             future.add_done_callback(self._worked)
 
     def _land(self, batch: Run, start: int, end: int) -> Landing:
@@ -166,17 +166,20 @@ class Flight:
 
     def _worked(self, future: asyncio.Future[Landing]) -> None:
         self._working -= 1
+        try:
+            self._account(future)
+            self._dispatch()
+        finally:
+            if self._working == 0 and self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+
+    def _account(self, future: asyncio.Future[Landing]) -> None:
         if future.cancelled():
             self._error = self._error or OSError("the writer was stopped")
-        elif (error := future.exception()) is not None:
-            self._error = self._error or (
-                error if isinstance(error, Exception) else RuntimeError(repr(error))
-            )
-        else:
+        elif (error := future.exception()) is None:
             self._landed(future.result())
-        self._dispatch()
-        if self._working == 0 and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        elif self._error is None:
+            self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     async def _settle(self) -> None:
         """Wait for the workers: they read the memory that is given back next. A worker cannot be
