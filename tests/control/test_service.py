@@ -1,0 +1,240 @@
+"""Images bound through the control service, read through a stand-in kernel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from pathlib import Path
+
+import pytest
+
+from fscached.config import Cache, Config
+from fscached.control import entry
+from fscached.control.http import ApiError
+from fscached.control.messages import Credentials
+from fscached.control.service import ControlService
+from fscached.fill.blob import Limits
+from fscached.fill.flight import Crew
+from fscached.fill.memory import Pool
+from fscached.fill.objects import Objects
+from fscached.handover import Handover
+from fscached.images import Images
+from fscached.source.registries import Registries
+from fscached.store import Store
+from fscached.transport import ObjectKey
+from tests.fake_kernel import FakeKernel
+from tests.rafs_v6.trees import Built, build, directory, regular
+
+pytestmark = pytest.mark.asyncio
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return build(directory({b"a": regular(b"a" * 5000), b"b": regular(bytes(range(256)) * 9000)}))
+
+
+class Node:
+    """One daemon, without its device and its socket."""
+
+    def __init__(self, directory: Path, handover: Handover, images: int = 2048) -> None:
+        config = Config(cache=Cache(directory=str(directory / "cache"), images=images))
+        self.kernel = FakeKernel()
+        self.executor = ThreadPoolExecutor(2)
+        self.store = Store(directory / "state")
+        self.images = Images(
+            lambda known, blob: self.store.chunks(known.image, blob, known.source, True, 10.0)
+        )
+        limits = Limits(MIB, 8 * MIB, 10.0, 1.0, True)
+        crew = Crew(Pool(64 * MIB), self.executor, 2)
+        self.objects = Objects(self.kernel, self.images.lookup, limits, crew)
+        self.registries = Registries(config)
+        self.stopped = asyncio.Event()
+        self.service = ControlService(
+            config,
+            self.store,
+            self.images,
+            self.objects,
+            self.registries,
+            handover,
+            self.stopped.set,
+        )
+        asyncio.get_running_loop().add_reader(self.kernel.fileno(), self.drain)
+
+    def drain(self) -> None:
+        for event in self.kernel.drain():
+            self.objects.handle(event)
+
+    async def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self.kernel.fileno())
+        self.objects.close()
+        self.kernel.close()
+        await self.registries.close()
+        self.executor.shutdown()
+
+
+def entry_of(built: Built, directory: Path, fsid: str = "image-1") -> entry.BlobEntry:
+    """The image on the local disk, as a snapshotter hands it over."""
+    directory.mkdir(exist_ok=True)
+    for blob_id, data in built.blobs.items():
+        (directory / blob_id).write_bytes(data)
+    (directory / "image.boot").write_bytes(built.image.bootstrap)
+    body = {
+        "type": "bootstrap",
+        "id": fsid,
+        "domain_id": "shared",
+        "config": {
+            "id": fsid,
+            "backend_type": "localfs",
+            "backend_config": {"dir": str(directory)},
+            "cache_type": "fscache",
+            "cache_config": {"work_dir": str(directory)},
+            "metadata_path": str(directory / "image.boot"),
+        },
+    }
+    return entry.parse(json.dumps(body).encode())
+
+
+def overwrite(path: str, data: bytes) -> None:
+    """Leave a damaged file where a good one was."""
+    Path(path).write_bytes(data)
+
+
+async def read_all(node: Node, built: Built) -> None:
+    """Bootstrap and blob, through the kernel, are what was built."""
+    boot = ObjectKey("shared", "image-1")
+    size = await node.kernel.open(boot)
+    assert await node.kernel.read(boot, 0, size) == built.image.bootstrap
+    (blob_id,) = built.blobs
+    blob = ObjectKey("shared", blob_id)
+    size = await node.kernel.open(blob)
+    assert await node.kernel.read(blob, 0, size) == built.cache_file(blob_id)
+
+
+async def test_a_bound_entry_is_served(tmp_path, built):
+    """What a snapshotter binds can be mounted and read."""
+    node = Node(tmp_path, Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    await read_all(node, built)
+    status = node.service.status()
+    assert status.totals.opens == 2 and status.totals.reads_failed == 0
+    (image,) = status.images
+    assert image.blobs[0].resident_bytes == image.blobs[0].size_bytes
+    await node.close()
+
+
+async def test_a_successor_serves_what_its_predecessor_bound(tmp_path, built):
+    """Registrations come back from the handover, in a process that knows nothing else."""
+    handover = Handover()
+    first = Node(tmp_path, handover)
+    await first.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    await first.close()
+    second = Node(tmp_path, Handover(handover.fd))
+    second.service.restore()
+    await read_all(second, built)
+    await second.close()
+
+
+async def test_a_lost_bootstrap_costs_its_image_only(tmp_path, built, caplog):
+    """The successor serves the others and says which one is gone."""
+    handover = Handover()
+    first = Node(tmp_path, handover)
+    await first.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    await first.service.bind_blob_entry(entry_of(built, tmp_path / "other", "image-2"))
+    await first.close()
+    (tmp_path / "other" / "image.boot").unlink()
+    second = Node(tmp_path, Handover(handover.fd))
+    second.service.restore()
+    assert [known.image.fsid for known in second.images] == ["image-1"]
+    assert "image-2" in caplog.text
+    await second.close()
+
+
+async def test_an_image_in_use_is_forgotten_at_its_close(tmp_path, built):
+    """Unbind comes before umount: what is open keeps working, and a successor still knows it."""
+    node = Node(tmp_path, handover := Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    boot = ObjectKey("shared", "image-1")
+    await node.kernel.open(boot)
+    assert await node.service.unbind("shared", "image-1")
+    assert not await node.service.unbind("shared", "image-1")
+    assert node.service.images() == [] and handover.load() != []
+    assert await node.kernel.read(boot, 0, 4096) == built.image.bootstrap[:4096]
+    node.kernel.umount(boot)
+    node.drain()
+    assert handover.load() == [] and len(node.images) == 0
+    await node.close()
+
+
+async def test_binding_again_is_no_error(tmp_path, built):
+    """A client that was not sure asks twice; once forgotten it is gone."""
+    node = Node(tmp_path, Handover())
+    for _ in range(2):
+        await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    assert len(node.images) == 1
+    assert await node.service.unbind("shared", "") and len(node.images) == 0
+    await node.close()
+
+
+async def test_the_number_of_images_has_a_limit(tmp_path, built):
+    """One more is refused and says what to do."""
+    node = Node(tmp_path, Handover(), images=1)
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    with pytest.raises(ApiError, match="unmount some") as error:
+        await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs", "image-2"))
+    assert error.value.status == HTTPStatus.INSUFFICIENT_STORAGE
+    await node.close()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda data: data[:-4096], "chunk table"),
+        (lambda data: data[:5000], "truncated"),
+        (lambda data: b"\x89PNG" * 1024, "superblock"),
+        (lambda data: data[:1036] + b"\x0d" + data[1037:], "page"),
+    ],
+    ids=["short", "torn", "foreign", "another page size"],
+)
+async def test_a_bad_bootstrap_is_one_clear_error(tmp_path, built, damage, says):
+    """The client is told what is wrong; nothing is bound."""
+    node = Node(tmp_path, Handover())
+    bad = entry_of(built, tmp_path / "blobs")
+    overwrite(bad.metadata_path, damage(built.image.bootstrap))
+    with pytest.raises(ApiError, match=says):
+        await node.service.bind_blob_entry(bad)
+    assert len(node.images) == 0
+    await node.close()
+
+
+async def test_no_reference_no_image(tmp_path):
+    """A name that is none is the client's fault."""
+    node = Node(tmp_path, Handover())
+    with pytest.raises(ApiError) as error:
+        await node.service.add_image("127.0.0.1:1/UPPER", None)
+    assert error.value.status == HTTPStatus.BAD_REQUEST
+    await node.close()
+
+
+async def test_credentials_stay_out_of_answers_and_errors(tmp_path):
+    """Not even when the registry cannot be reached."""
+    node = Node(tmp_path, Handover())
+    with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as error:
+        await node.service.add_image("127.0.0.1:1/app:1", Credentials("ann", "s3cret-word"))
+    assert "s3cret-word" not in str(error.value) and "ann" not in str(error.value)
+    await node.close()
+
+
+async def test_exit_stops_the_daemon(tmp_path):
+    """It leaves RUNNING first."""
+    node = Node(tmp_path, Handover())
+    from fscached.control.state import State, Trigger
+
+    node.service.lifecycle.fire(Trigger.MOUNT)
+    node.service.start()
+    node.service.exit()
+    assert node.stopped.is_set() and node.service.info().state is State.READY
+    await node.close()
