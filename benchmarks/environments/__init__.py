@@ -1,0 +1,48 @@
+"""Where benches run, and what is said about it beside every figure."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bench was called. `scratch` is an empty directory that goes away with the run."""
+
+    bench: str
+    kernel: str
+    repetitions: int
+    scratch: Path
+
+
+def host(options: Options) -> dict[str, Any]:
+    """What every environment says about the machine below it and about the run."""
+    return {
+        "machine": _machine(),
+        "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
+        "repetitions": options.repetitions,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def _machine() -> str:
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def _commit() -> str:
+    """The commit, marked when the tree differs from it."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,95 @@
+"""fscached as it is installed in the guest, without a supervisor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from environments.guest import probe
+from harness.guest import Guest
+
+from runners import MOUNT, LocalImage
+from runners.minimal import mount_fsid, umount_and_end
+
+CONFIG = "/run/bench/fscached.toml"
+LOG = "/var/log/fscached-bench.log"
+STATE = "/run/bench/state"
+
+Settings = dict[str, dict[str, object]]
+
+
+class Fscached:
+    """Our daemon. `start_s` and `resident_idle_mib` have a value from every start,
+    `resident_image_mib` one from every stop."""
+
+    name = "fscached"
+
+    def __init__(self, guest: Guest) -> None:
+        self.start_s: list[float] = []
+        self.resident_idle_mib: list[float] = []
+        self.resident_image_mib: list[float] = []
+        self._guest = guest
+        self._pid = ""
+
+    def start(self, cache: str, window_bytes: int) -> None:
+        self.run(cache, {"window_bytes": window_bytes, "window_limit_bytes": window_bytes})
+
+    def run(self, cache: str, fetch: dict[str, object]) -> None:
+        """Start with these settings of [fetch] and no prefetch."""
+        settings: Settings = {
+            "paths": {"state_directory": STATE},
+            "cache": {"directory": cache},
+            "fetch": fetch,
+            "prefetch": {"enabled": False},
+            "log": {"file": LOG, "level": "warn"},
+        }
+        self._guest.run(["rm", "-rf", STATE])
+        self._guest.put(CONFIG, _toml(settings).encode())
+        seconds, self._pid = probe(self._guest, "start", CONFIG).split()
+        self.start_s.append(float(seconds))
+        self.resident_idle_mib.append(self._resident_mib())
+
+    def mount(self, image: LocalImage) -> None:
+        entry = json.dumps(_entry(image))
+        socket = "--unix-socket /run/fscached/api.sock"
+        put = f"curl -sSf {socket} -X PUT --data-binary @- http://d/api/v2/blobs"
+        self._guest.run(put, input=entry.encode())
+        mount_fsid(self._guest, image.fsid)
+
+    def pull(self, reference: str) -> None:
+        """Mount an image of a registry."""
+        self._guest.run(["mkdir", "-p", MOUNT])
+        self._guest.run(["fscached", "mount", "--config", CONFIG, reference, MOUNT])
+
+    def stop(self) -> None:
+        self.resident_image_mib.append(self._resident_mib())
+        umount_and_end(self._guest, self._pid)
+
+    def _resident_mib(self) -> float:
+        shown = self._guest.run(["grep", "VmRSS", f"/proc/{self._pid}/status"]).stdout
+        return int(shown.split()[1]) / 1024
+
+
+def _entry(image: LocalImage) -> dict[str, Any]:
+    """nydusd's BlobCacheEntry, as nydus-snapshotter sends it for a local image."""
+    return {
+        "type": "bootstrap",
+        "id": image.fsid,
+        "domain_id": image.fsid,
+        "config": {
+            "id": image.fsid,
+            "backend_type": "localfs",
+            "backend_config": {"dir": image.directory},
+            "cache_type": "fscache",
+            "cache_config": {"work_dir": STATE},
+            "metadata_path": f"{image.directory}/{image.fsid}",
+        },
+    }
+
+
+def _toml(settings: Settings) -> str:
+    lines = []
+    for name, table in settings.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What is measured: one file per bench. A new one needs `REPETITIONS` and `run`, nothing else."""

@@ -1,0 +1,118 @@
+"""READ to completion with the bytes already local, beside a minimal C daemon in the same guest.
+
+Windows of exactly one 4 KiB chunk and of one 1 MiB chunk. The kernel's tracepoints are the clock.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections import defaultdict
+from hashlib import shake_128
+from pathlib import Path
+from typing import NamedTuple
+
+from environments import Options
+from environments.guest import booted, described, fresh_cache, probe
+from environments.trace import recorded
+from harness import disk, store
+from harness.disk import Disk
+from harness.guest import Guest
+from report import Report, Result, percentile, result
+from runners import MOUNT, LocalImage, Runner
+from runners.fscached import Fscached
+from runners.minimal import Minimal
+
+from rafs_v6.build import ImageBuilder
+from rafs_v6.layout import Compressor
+from rafs_v6.pack import Format
+from rafs_v6.tree import read_directory
+
+REPETITIONS = 5
+IMAGES = "/srv/images"
+FILE = "data"
+
+
+class Window(NamedTuple):
+    """An image of one file whose chunks are the window, and how many of them are read."""
+
+    name: str
+    window_bytes: int
+    file_bytes: int
+    reads: int
+
+
+WINDOWS = (Window("4k", 4 << 10, 32 << 20, 1000), Window("1m", 1 << 20, 256 << 20, 200))
+
+Times = dict[tuple[str, str], list[float]]
+"""Microseconds by runner and figure, one for every repetition."""
+
+
+def run(options: Options) -> Report:
+    """Runners take turns; every turn has a cache of its own."""
+    times: Times = defaultdict(list)
+    with booted(options, [_images()]) as guest:
+        environment = described(guest, options)
+        ours = Fscached(guest)
+        runners: list[Runner] = [ours, Minimal(guest)]
+        for repetition in range(options.repetitions):
+            for window in WINDOWS:
+                for runner in runners:
+                    _measure(guest, runner, window, repetition, times)
+            runners.reverse()
+    return Report(options.bench, environment, _results(times, ours))
+
+
+def _measure(guest: Guest, runner: Runner, window: Window, seed: int, times: Times) -> None:
+    directory = f"{IMAGES}/{window.name}"
+    # Local means in memory: it is not the disk below the source that is measured.
+    guest.run(f"cat {directory}/* > /dev/null")
+    runner.start(fresh_cache(guest), window.window_bytes)
+    with recorded(guest) as trace:
+        runner.mount(LocalImage(directory, window.name))
+        probe(guest, "scattered", f"{MOUNT}/{FILE}", window.window_bytes, window.reads, seed)
+    runner.stop()
+    read_us = trace.read_times_us()
+    if len(read_us) != window.reads:
+        raise SystemExit(f"{runner.name}: {len(read_us)} READs for {window.reads} cold reads")
+    for percent in (50, 99):
+        name = f"read_p{percent}_{window.name}"
+        times[runner.name, name].append(percentile(read_us, percent))
+
+
+def _results(times: Times, ours: Fscached) -> list[Result]:
+    names = [f"read_p{percent}_{window.name}" for window in WINDOWS for percent in (50, 99)]
+    return [
+        *(
+            result(name, "us", "lower", times[ours.name, name], times[Minimal.name, name])
+            for name in names
+        ),
+        result("daemon_start_s", "s", "lower", ours.start_s),
+        result("resident_mib", "MiB", "lower", ours.resident_idle_mib),
+        result("resident_image_mib", "MiB", "lower", ours.resident_image_mib),
+    ]
+
+
+def _images() -> Disk:
+    """A disk with one image per window, kept."""
+
+    def build(directory: Path) -> None:
+        for window in WINDOWS:
+            _build(directory / "tree" / window.name, window)
+        disk.from_tree(directory / "images.ext4", directory / "tree")
+
+    kept = store.kept("bench-images", store.key(WINDOWS, Path(__file__).read_bytes()), build)
+    return Disk(kept / "images.ext4", "images", IMAGES, options="ro")
+
+
+def _build(directory: Path, window: Window) -> None:
+    """An uncompressed image, no chunk of it twice: its blob file begins with its cache file."""
+    directory.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as tree:
+        Path(tree, FILE).write_bytes(shake_128(b"fscached").digest(window.file_bytes))
+        form = Format(compressor=Compressor.NONE, chunk_bytes=window.window_bytes)
+        builder, output = ImageBuilder(form), io.BytesIO()
+        builder.add(read_directory(tree), output)
+        image = builder.finish()
+    (directory / image.blobs[0].blob_id).write_bytes(output.getbuffer())
+    (directory / window.name).write_bytes(image.bootstrap)
