@@ -19,7 +19,10 @@ from harness.wire import PORT
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = Path("/bin/busybox")
-GUEST_FILES = ("__init__.py", "wire.py", "agent.py", "listing.py", "reader.py")
+GUEST_FILES = (
+    *("__init__.py", "wire.py", "agent.py", "listing.py", "reader.py"),
+    *("noise.py", "inspector.py"),
+)
 
 # oops=panic, panic=-1 and -no-reboot: a broken guest ends its QEMU instead of limping on.
 KERNEL_ARGUMENTS = "console=ttyS0 loglevel=5 panic=-1 oops=panic nokaslr mitigations=off"
