@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -133,6 +134,11 @@ class _Transfer:
         self._progress = progress
         return self._still_checks < _STALL_CHECKS
 
+    def pause(self, how: int) -> None:
+        # curl refuses while there is no connection; then the first byte finds the lane held.
+        with suppress(pycurl.error):
+            self.curl.pause(how)
+
     def forgive(self) -> None:
         """A transfer that was told to wait has not stalled."""
         self._still_checks = 0
@@ -153,6 +159,8 @@ class _Transfer:
     def _body(self, data: memoryview) -> int | None:
         if self._lane.held:
             return pycurl.WRITEFUNC_PAUSE
+        if self.future.done():  # given up, but its task has not run yet: not one byte more
+            return -1
         try:
             if not self._status:
                 self._judge()
@@ -233,14 +241,14 @@ class _Lane:
 
     def hold(self) -> None:
         self.held = True
-        for curl in self.running:
-            curl.pause(pycurl.PAUSE_RECV)
+        for transfer in self.running.values():
+            transfer.pause(pycurl.PAUSE_RECV)
 
     def release(self) -> None:
         self.held = False
         for transfer in self.running.values():
             transfer.forgive()
-            transfer.curl.pause(pycurl.PAUSE_CONT)
+            transfer.pause(pycurl.PAUSE_CONT)
 
     def close(self) -> None:
         for transfer in list(self.running.values()):

@@ -168,6 +168,33 @@ async def test_prefetch_does_not_begin_under_demand(
 
 
 @pytest.mark.asyncio
+async def test_prefetch_that_waits_for_its_answer_is_held(
+    transfers: Transfers, server: FaultyServer, other_server: FaultyServer
+) -> None:
+    """A prefetch is held in every state: connecting, asked, before its answer; it loses nothing."""
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def late(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await go.wait()
+        writer.write(part_head(*seen.range, len(BLOB)) + BLOB[slice(*seen.range)])
+
+    server.default = late
+    asking = Fetch(transfers, server.host, 0, MIB, Priority.PREFETCH)
+    await asked.wait()
+    connecting = Fetch(transfers, server.host, MIB, 2 * MIB, Priority.PREFETCH)
+    await asyncio.sleep(0)
+    waiting = Fetch(transfers, server.host, 0, 9)
+    await asyncio.sleep(0)
+    go.set()
+    for _ in range(20):
+        await Fetch(transfers, other_server.host, 0, 9).reply()
+    await waiting.reply()
+    assert (await asking.reply()).fault is (await connecting.reply()).fault is None
+    assert asking.came + connecting.came == BLOB[: 2 * MIB]
+
+
+@pytest.mark.asyncio
 async def test_a_held_prefetch_has_not_stalled(
     server: FaultyServer, other_server: FaultyServer
 ) -> None:
