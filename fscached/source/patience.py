@@ -45,7 +45,7 @@ class Patience:
         lasting = isinstance(error, Refusal) or error.fault not in (Fault.NETWORK, Fault.ORIGIN)
         if lasting or failures > self.retries:
             return None
-        longest_s: float = min(self.pause_limit_s, self.pause_s * 2 ** (failures - 1))
+        longest_s: float = min(self.pause_limit_s, self.pause_s * 2 ** min(failures - 1, 32))
         pause_s = longest_s * random.uniform(0.5, 1)
         return max(pause_s, error.retry_after_s) if isinstance(error, Busy) else pause_s
 

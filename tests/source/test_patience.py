@@ -24,6 +24,12 @@ def test_pauses_double_up_to_a_limit(failures: int) -> None:
         assert pause_s is not None and longest_s / 2 <= pause_s <= longest_s
 
 
+def test_patience_without_end() -> None:
+    """Some go on until their deadline: no number of failures is too many."""
+    pause_s = Patience(10**9, 0.1, 3).pause_after(SourceError("", Fault.NETWORK), 10**6)
+    assert pause_s is not None and 1.5 <= pause_s <= 3
+
+
 @pytest.mark.parametrize(
     ("error", "again"),
     [
