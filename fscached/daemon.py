@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from fscached.control.service import ControlService
 from fscached.control.state import Trigger
 from fscached.failure import Failure, Missing
 from fscached.fill.blob import Limits, OpenBlob
-from fscached.fill.flight import Crew
+from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.handover import Handover
@@ -70,13 +69,13 @@ async def _serve(
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     async with AsyncExitStack() as stack:
-        executor = ThreadPoolExecutor(config.fetch_workers, "fill")
-        stack.callback(executor.shutdown, wait=False, cancel_futures=True)
+        crew = Crew(config.fetch_workers, Pool(config.fetch.buffer_pool_bytes))
+        stack.callback(crew.close)
         registries = Registries(config)
         stack.push_async_callback(registries.close)
         state = Store(Path(config.paths.state_directory))
         images = Images(_chunk_loader(config, state))
-        objects = Objects(transport, images.lookup, _limits(config), _crew(config, executor))
+        objects = Objects(transport, images.lookup, _limits(config), crew)
         stack.callback(objects.close)
         prefetch = Service(_plan(config))
         stack.push_async_callback(prefetch.close)
@@ -164,10 +163,6 @@ def _limits(config: Config) -> Limits:
         fetch.refusal_s,
         fetch.verify,
     )
-
-
-def _crew(config: Config, executor: ThreadPoolExecutor) -> Crew:
-    return Crew(Pool(config.fetch.buffer_pool_bytes), executor, config.fetch_workers)
 
 
 def _plan(config: Config) -> Plan:

@@ -83,7 +83,7 @@ class FakeKernel:
     """Both ends of a `Transport`: the daemon's (the protocol's methods) and, as coroutines, the
     applications' (`open`, `read`, `umount`) and the administrator's (`restart`, `freeze`).
 
-    Everything but `write` and `resident` belongs to the thread of the event loop.
+    Everything but `write`, `resident` and `done` belongs to the thread of the event loop.
     """
 
     name = "fake"
@@ -101,6 +101,8 @@ class FakeKernel:
         self._ids = itertools.count(1)
         self._tickets = itertools.count(1)
         self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._thawed = threading.Event()
         self._thawed.set()
         self.free_bytes = 1 << 40
@@ -269,6 +271,9 @@ class FakeKernel:
             file.resident |= blocks
 
     def done(self, object: ObjectId, ticket: Ticket) -> None:
+        if threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self.done, object, ticket)
+            return
         if ticket in self._killed:
             return
         read = self._reads.get(ticket)

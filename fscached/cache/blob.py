@@ -171,6 +171,16 @@ class Blob:
         self._owners[index] = fetch.number
         return True
 
+    def completing(self, run: Run) -> list[int]:
+        """The tickets that will be complete once these chunks have landed."""
+        found: dict[int, int] = {}
+        missing: dict[int, int] = {}
+        for index in range(run.first, run.end):
+            for want in self._wants.get(index, ()):
+                found[want.ticket] = found.get(want.ticket, 0) + 1
+                missing[want.ticket] = want.missing
+        return [ticket for ticket, count in found.items() if count == missing[ticket]]
+
     def landed(self, run: Run) -> list[int]:
         """Chunks are in the cache file: the tickets that are complete now."""
         tickets = []

@@ -8,12 +8,14 @@ import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-from fscached.cache.blob import Blob, Fetch
+from fscached.cache.blob import Blob, Fetch, Run
 from fscached.cache.extents import Extents
 from fscached.cache.planner import Planner
-from fscached.fill.flight import Crew, Flight
+from fscached.fill.crew import Crew
+from fscached.fill.flight import Cargo, Flight, Hop
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
 from fscached.source import LocalSource, Priority, Source, SourceError
@@ -121,11 +123,6 @@ class OpenBlob:
         await self._fly(fetch, Priority.PREFETCH, deadline_s)
         return True
 
-    async def settled(self) -> None:
-        """Return when nothing is under way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
         self.stage = Stage.CLOSED
@@ -165,14 +162,9 @@ class OpenBlob:
         """Raises NotReady while the kernel does not answer; once somebody reads, it soon does."""
         while True:
             try:
-                return Extents(
-                    await self._loop.run_in_executor(
-                        self._crew.executor,
-                        self._transport.resident,
-                        self.object,
-                        self.origin.size_bytes,
-                    )
-                )
+                size_bytes = self.origin.size_bytes
+                ask = partial(self._transport.resident, self.object, size_bytes)
+                return Extents(await self._crew.run(ask))
             except NotReady:
                 if not self._early:
                     raise
@@ -199,45 +191,85 @@ class OpenBlob:
             self._fail([want.ticket])
         else:
             for fetch in verdict.fetches:
-                self._spawn(self._demand(fetch))
+                self._tally.fetches += 1
+                if isinstance(self.origin.source, LocalSource):
+                    self._hop(fetch, self.origin.source, self._fetched)
+                else:
+                    self._spawn(self._demand(fetch))
             self._arm()
 
     async def _demand(self, fetch: Fetch) -> None:
-        self._tally.fetches += 1
         try:
             await self._fly(fetch, Priority.DEMAND, self._limits.deadline_s)
         except (SourceError, OSError, NotReady) as error:
+            self._fetched(error)
+
+    def _fetched(self, error: Exception | None) -> None:
+        if error is not None:
             log.error("blob %s: readers get EIO: %s", self.origin.blob_id[:12], error)
 
     async def _fly(self, fetch: Fetch, priority: Priority, deadline_s: float) -> None:
-        assert self.blob is not None and self._chunks is not None and self._writer is not None
-        blob = self.blob
-        flight = Flight(
-            self.origin.blob_id,
-            self._chunks,
-            fetch,
-            self._crew,
-            self._writer,
-            blob.arrived,
-            self._landing,
-        )
+        """Bring chunks from wherever they are. Raises SourceError, OSError, NotReady."""
+        source = self.origin.source
+        if isinstance(source, LocalSource):
+            await self._hop_and_wait(fetch, source)
+            return
         try:
-            source = self.origin.source
-            if isinstance(source, LocalSource):
-                answer = await flight.land(source)
-            else:
-                answer = await flight.fly(source, priority, deadline_s)
+            flight = Flight(self._cargo(fetch), self._crew, self)
+            answer = await flight.fly(source, priority, deadline_s)
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
         except SourceError:
             self._tally.source_errors += 1
             raise
         finally:
-            self._fail(blob.lost(fetch, self._loop.time()))
-            self._arm()
+            self._end(fetch)
 
-    def _landing(self, landing: Landing) -> None:
+    async def _hop_and_wait(self, fetch: Fetch, source: LocalSource) -> None:
+        done: asyncio.Future[Exception | None] = self._loop.create_future()
+
+        def ended(error: Exception | None) -> None:
+            if not done.done():
+                done.set_result(error)
+
+        self._hop(fetch, source, ended)
+        if (error := await done) is not None:
+            raise error
+
+    def _hop(
+        self, fetch: Fetch, source: LocalSource, ended: Callable[[Exception | None], None]
+    ) -> None:
+        def end(error: Exception | None) -> None:
+            self._end(fetch)
+            ended(error)
+
+        Hop(self._cargo(fetch), self._crew, self, end).go(source)
+
+    def _cargo(self, fetch: Fetch) -> Cargo:
+        assert self._chunks is not None and self._writer is not None
+        return Cargo(self.origin.blob_id, self._chunks, fetch, self._writer)
+
+    def _end(self, fetch: Fetch) -> None:
         assert self.blob is not None
+        self._fail(self.blob.lost(fetch, self._loop.time()))
+        self._arm()
+
+    # What flights report (`fscached.fill.flight.Tower`).
+
+    def arrived(self, fetch: Fetch, index: int) -> bool:
+        assert self.blob is not None
+        return self.blob.arrived(fetch, index)
+
+    def completing(self, run: Run) -> list[int]:
+        assert self.blob is not None
+        return self.blob.completing(run)
+
+    def wake(self, ticket: int) -> None:
+        self._transport.done(self.object, Ticket(ticket))
+
+    def landed(self, landing: Landing) -> None:
+        assert self.blob is not None
+        self._answered(landing.woken)
         for run in landing.landed:
             self._tally.landed_bytes += self.blob.chunks.padded_end(
                 run.end - 1
@@ -263,6 +295,12 @@ class OpenBlob:
         else:
             self._tries.pop(index)
             self._fail(self.blob.give_up([index], self._loop.time()))
+
+    def _answered(self, tickets: list[int]) -> None:
+        for ticket in tickets:
+            if ticket in self._tickets:
+                self._tickets.discard(ticket)
+                self._tally.reads_completed += 1
 
     def _complete(self, tickets: list[int]) -> None:
         for ticket in tickets:

@@ -6,11 +6,11 @@ import asyncio
 import errno
 import logging
 import mmap
-from concurrent.futures import Executor
 from pathlib import Path
 
 from fscached.cache.bootstrap import Bootstrap
 from fscached.cache.extents import Extents
+from fscached.fill.crew import Crew
 from fscached.fill.tally import Tally
 from fscached.transport import ObjectId, Ticket, Transport, Wanted
 
@@ -28,14 +28,14 @@ class OpenBootstrap:
         path: Path,
         size_bytes: int,
         transport: Transport,
-        executor: Executor,
+        crew: Crew,
         tally: Tally,
     ) -> None:
         self.object = object
         self.bootstrap = Bootstrap(size_bytes)
         self._path = path
         self._transport = transport
-        self._executor = executor
+        self._crew = crew
         self._tally = tally
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
@@ -57,9 +57,8 @@ class OpenBootstrap:
         return self.bootstrap.waiting
 
     async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            resident = await loop.run_in_executor(self._executor, self._copy)
+            resident = await self._crew.run(self._copy)
         except OSError as error:
             log.error("bootstrap %s: cannot be written: %s", self._path, error)
             self._fail(self.bootstrap.lost())

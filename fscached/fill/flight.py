@@ -1,18 +1,19 @@
-"""One ranged request on its way into the cache file.
+"""One fetch on its way into the cache file.
 
-Chunks are written as they arrive, while the rest still streams: a reader is woken by its own bytes.
+Chunks are written as they arrive, while the rest still streams, and the worker that has written
+the last of a reader's chunks wakes the reader itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
 
 from fscached.cache.blob import Fetch, Run
-from fscached.fill.memory import Pool
+from fscached.fill.crew import Crew
 from fscached.fill.writer import Landing, Writer
 from fscached.source import Answer, LocalSource, Priority, Source
 from rafs_v6.blob import ChunkMap
@@ -24,48 +25,84 @@ FIRST_BATCH_BYTES = 128 * 1024
 """Of a fetch's first batch: a READ is not longer, and its reader waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Crew:
-    """What all flights of a daemon share: memory, worker threads and how many of them there are."""
+class Tower(Protocol):
+    """Whoever sent a flight: told of everything, in the event loop but for `wake`."""
 
-    pool: Pool
-    executor: Executor
-    workers: int
+    def arrived(self, fetch: Fetch, index: int) -> bool:
+        """A chunk is all here; whether it is still of use."""
+        ...
+
+    def completing(self, run: Run) -> list[int]:
+        """Tickets that are complete once these chunks are in the file."""
+        ...
+
+    def wake(self, ticket: int) -> None:
+        """Answer a ticket. Called from a worker."""
+        ...
+
+    def landed(self, landing: Landing) -> None:
+        """What became of chunks that were of use."""
+        ...
+
+
+class Cargo(NamedTuple):
+    """What a flight brings: chunks of a blob, and the writer for their bytes."""
+
+    blob_id: str
+    chunks: ChunkMap
+    fetch: Fetch
+    writer: Writer
+
+    @property
+    def remote(self) -> tuple[int, int]:
+        """The range of the blob file: [start, end)."""
+        return self.remote_of(Run(self.fetch.first, self.fetch.end))
+
+    def remote_of(self, run: Run) -> tuple[int, int]:
+        """The range that holds some of the chunks."""
+        last = run.end - 1
+        end = self.chunks.remote_offset(last) + self.chunks.remote_size(last)
+        return self.chunks.remote_offset(run.first), end
+
+    def batch(self, ready: Sequence[int], limit_bytes: int) -> Run:
+        """As many of the chunks that are ready, from the first on, as one worker should take."""
+        first = ready[0]
+        start = self.chunks.offset(first)
+        count = 1
+        while (
+            count < len(ready)
+            and ready[count] == first + count
+            and self.chunks.padded_end(first + count) - start <= limit_bytes
+        ):
+            count += 1
+        return Run(first, first + count)
+
+
+def _land(cargo: Cargo, tower: Tower, run: Run, tickets: list[int], staged: memoryview) -> Landing:
+    """A worker's task: write, and wake those who waited for just that."""
+    landing = cargo.writer.land(run, staged)
+    if not landing.bad:
+        for ticket in tickets:
+            tower.wake(ticket)
+        landing.woken = tickets
+    return landing
 
 
 class Flight:
-    """Brings the chunks of one fetch from a source into the cache file."""
+    """Brings a cargo from a remote source."""
 
-    def __init__(
-        self,
-        blob_id: str,
-        chunks: ChunkMap,
-        fetch: Fetch,
-        crew: Crew,
-        writer: Writer,
-        arrived: Callable[[Fetch, int], bool],
-        landed: Callable[[Landing], None],
-    ) -> None:
-        """`arrived` is asked for every chunk that is all here whether it is still of use; `landed`
-        is told what became of those that were. Both are called in the event loop."""
-        self.fetch = fetch
-        self._blob_id = blob_id
-        self._chunks = chunks
+    def __init__(self, cargo: Cargo, crew: Crew, tower: Tower) -> None:
+        self._cargo = cargo
         self._crew = crew
-        self._writer = writer
-        self._arrived = arrived
-        self._landed = landed
-        self._start = chunks.remote_offset(fetch.first)
-        self._end = chunks.remote_offset(fetch.end - 1) + chunks.remote_size(fetch.end - 1)
+        self._tower = tower
+        self._start, self._end = cargo.remote
         self._filled = 0
-        self._next = fetch.first
+        self._next = cargo.fetch.first
         self._ready: list[int] = []
         self._working = 0
         self._idle: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._view = memoryview(b"")
-        self._local: LocalSource | None = None
-        self._batch_bytes = FIRST_BATCH_BYTES
 
     async def fly(self, source: Source, priority: Priority, deadline_s: float) -> Answer:
         """Fetch, and return when every chunk that was of use has landed.
@@ -81,30 +118,13 @@ class Flight:
             self._view.release()
             self._crew.pool.give(memory)
 
-    async def land(self, source: LocalSource) -> Answer:
-        """As `fly`, from a source on this machine: workers read what they write."""
-        began = asyncio.get_running_loop().time()
-        memory = await self._crew.pool.take(self._end - self._start, True)
-        self._local = source
-        try:
-            self._view = memoryview(memory)
-            self._claim(self._end)
-            await self._settle()
-            if self._error is not None:
-                raise self._error
-        finally:
-            self._view.release()
-            self._crew.pool.give(memory)
-        seconds = asyncio.get_running_loop().time() - began
-        return Answer(source.name, 0, self._end - self._start, seconds)
-
     async def _bring(
         self, memory: mmap.mmap, source: Source, priority: Priority, deadline_s: float
     ) -> Answer:
         self._view = memoryview(memory)
         try:
             answer = await source.read(
-                self._blob_id, self._start, self._end, priority, self._feed, deadline_s
+                self._cargo.blob_id, self._start, self._end, priority, self._feed, deadline_s
             )
         finally:
             await self._settle()
@@ -116,70 +136,40 @@ class Flight:
         filled = self._filled + len(memory)
         self._view[self._filled : filled] = memory
         self._filled = filled
-        self._claim(self._start + filled)
-
-    def _claim(self, at: int) -> None:
-        """All remote bytes before `at` are here: hand on the chunks that are complete."""
-        chunks = self._chunks
-        while self._next < self.fetch.end:
+        chunks, at = self._cargo.chunks, self._start + filled
+        while self._next < self._cargo.fetch.end:
             index = self._next
             if chunks.remote_offset(index) + chunks.remote_size(index) > at:
                 break
             self._next += 1
-            if self._arrived(self.fetch, index):
+            if self._tower.arrived(self._cargo.fetch, index):
                 self._ready.append(index)
         self._dispatch()
 
     def _dispatch(self) -> None:
         """Give what is ready to the workers: runs, not single chunks, when they are behind."""
         while self._ready and self._working < self._crew.workers and self._error is None:
-            batch = self._batch()
-            start = self._chunks.remote_offset(batch.first) - self._start
-            last = batch.end - 1
-            end = self._chunks.remote_offset(last) + self._chunks.remote_size(last) - self._start
-            future = asyncio.get_running_loop().run_in_executor(
-                self._crew.executor, self._land, batch, start, end
+            run = self._cargo.batch(self._ready, BATCH_BYTES)
+            del self._ready[: run.end - run.first]
+            start, end = self._cargo.remote_of(run)
+            staged = self._view[start - self._start : end - self._start]
+            tickets = self._tower.completing(run)
+            self._crew.start(
+                partial(_land, self._cargo, self._tower, run, tickets, staged), self._worked
             )
             self._working += 1
-            future.add_done_callback(self._worked)
 
-    def _land(self, batch: Run, start: int, end: int) -> Landing:
-        """A worker's task: chunks whose remote bytes are [start, end) of the memory."""
-        staged = self._view[start:end]
-        if self._local is not None:
-            self._local.read_now(self._blob_id, self._start + start, self._start + end, staged)
-        return self._writer.land(batch, staged)
-
-    def _batch(self) -> Run:
-        first = self._ready[0]
-        count = 1
-        while (
-            count < len(self._ready)
-            and self._ready[count] == first + count
-            and self._chunks.padded_end(first + count) - self._chunks.offset(first)
-            <= self._batch_bytes
-        ):
-            count += 1
-        self._batch_bytes = BATCH_BYTES
-        del self._ready[:count]
-        return Run(first, first + count)
-
-    def _worked(self, future: asyncio.Future[Landing]) -> None:
+    def _worked(self, outcome: Landing | Exception) -> None:
         self._working -= 1
         try:
-            self._account(future)
+            if isinstance(outcome, Landing):
+                self._tower.landed(outcome)
+            else:
+                self._error = self._error or outcome
             self._dispatch()
         finally:
             if self._working == 0 and self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
-
-    def _account(self, future: asyncio.Future[Landing]) -> None:
-        if future.cancelled():
-            self._error = self._error or OSError("the writer was stopped")
-        elif (error := future.exception()) is None:
-            self._landed(future.result())
-        elif self._error is None:
-            self._error = error if isinstance(error, Exception) else RuntimeError(repr(error))
 
     async def _settle(self) -> None:
         """Wait for the workers: they read the memory that is given back next. A worker cannot be
@@ -192,3 +182,58 @@ class Flight:
                 if self._working == 0:
                     raise
                 self._error = self._error or OSError("the fetch was cancelled")
+
+
+class Hop:
+    """Brings a cargo from a source on this machine: workers read what they write, and no task of
+    the event loop is needed."""
+
+    def __init__(
+        self, cargo: Cargo, crew: Crew, tower: Tower, ended: Callable[[Exception | None], None]
+    ) -> None:
+        """`ended` is called when every chunk has landed, or with the first error."""
+        self._cargo = cargo
+        self._crew = crew
+        self._tower = tower
+        self._ended = ended
+        self._working = 0
+        self._error: Exception | None = None
+
+    def go(self, source: LocalSource) -> None:
+        """Begin. The first batch is short: its reader waits."""
+        runs = list(self._runs())
+        self._working = len(runs)
+        if not runs:
+            self._ended(None)
+        for run in runs:
+            tickets = self._tower.completing(run)
+            self._crew.start(partial(self._bring, source, run, tickets), self._worked)
+
+    def _runs(self) -> Iterator[Run]:
+        fetch, limit_bytes = self._cargo.fetch, FIRST_BATCH_BYTES
+        ready = [
+            index for index in range(fetch.first, fetch.end) if self._tower.arrived(fetch, index)
+        ]
+        while ready:
+            run = self._cargo.batch(ready, limit_bytes)
+            del ready[: run.end - run.first]
+            limit_bytes = BATCH_BYTES
+            yield run
+
+    def _bring(self, source: LocalSource, run: Run, tickets: list[int]) -> Landing:
+        """A worker's task: as `_land`, reading first."""
+        start, end = self._cargo.remote_of(run)
+        staged = self._cargo.writer.stage(end - start)
+        source.read_now(self._cargo.blob_id, start, end, staged)
+        return _land(self._cargo, self._tower, run, tickets, staged)
+
+    def _worked(self, outcome: Landing | Exception) -> None:
+        self._working -= 1
+        try:
+            if isinstance(outcome, Landing):
+                self._tower.landed(outcome)
+            else:
+                self._error = self._error or outcome
+        finally:
+            if self._working == 0:
+                self._ended(self._error)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fscached.fill.blob import Limits, OpenBlob, Origin
 from fscached.fill.bootstrap import OpenBootstrap
-from fscached.fill.flight import Crew
+from fscached.fill.crew import Crew
 from fscached.fill.tally import Tally
 from fscached.transport import Closed, Event, ObjectId, ObjectKey, Opened, Transport, Wanted
 
@@ -111,9 +111,7 @@ class Objects:
         tally.opens += 1
         opened: OpenBlob | OpenBootstrap
         if isinstance(found, LocalBootstrap):
-            opened = OpenBootstrap(
-                event.object, *found, self._transport, self._crew.executor, tally
-            )
+            opened = OpenBootstrap(event.object, *found, self._transport, self._crew, tally)
         else:
             opened = OpenBlob(event.object, found, self._transport, self._limits, self._crew, tally)
         self._open[event.object] = opened

@@ -27,6 +27,8 @@ class Landing:
 
     landed: list[Run] = field(default_factory=list)
     bad: list[tuple[int, str]] = field(default_factory=list)
+    woken: list[int] = field(default_factory=list)
+    """Tickets that were answered already."""
 
 
 class Writer:
@@ -38,6 +40,10 @@ class Writer:
         self._chunks = chunks
         self._write = write
         self._verify = verify
+
+    def stage(self, size_bytes: int) -> memoryview:
+        """This thread's memory for remote bytes that it reads itself."""
+        return _grown(self._local, "staged", size_bytes)[:size_bytes]
 
     def land(self, run: Run, staged: memoryview) -> Landing:
         """Bring chunks into the cache file. `staged` holds their remote bytes, back to back.
@@ -95,11 +101,17 @@ class Writer:
         landing.landed.append(span)
 
     def _span(self, size_bytes: int) -> memoryview:
-        """This thread's memory for one span. Its start stays what it was when it grows."""
-        memory: memoryview | None = getattr(self._local, "memory", None)
-        if memory is None or len(memory) < size_bytes:
-            grown = memoryview(mmap.mmap(-1, max(SPAN_BYTES, size_bytes)))
-            if memory is not None:
-                grown[: len(memory)] = memory
-            self._local.memory = memory = grown
-        return memory
+        """This thread's memory for one span."""
+        return _grown(self._local, "span", size_bytes)
+
+
+def _grown(local: threading.local, name: str, size_bytes: int) -> memoryview:
+    """A thread's aligned memory of that name. Its start stays what it was when it grows."""
+    memory: memoryview | None = getattr(local, name, None)
+    if memory is None or len(memory) < size_bytes:
+        grown = memoryview(mmap.mmap(-1, max(SPAN_BYTES, size_bytes)))
+        if memory is not None:
+            grown[: len(memory)] = memory
+        setattr(local, name, grown)
+        memory = grown
+    return memory

@@ -60,8 +60,9 @@ class OutOfSpace(OSError):
 
 
 class Transport(Protocol):
-    """One way of the kernel to ask. `drain`, `open_*`, `done` and `failed` never block and are
-    called from the event loop; `write` and `resident` may block and are called from any thread."""
+    """One way of the kernel to ask. `drain`, `open_*` and `failed` never block and are called from
+    the event loop; `done` does not block either, `write` and `resident` may: all three are called
+    from any thread."""
 
     name: str
 

@@ -226,16 +226,18 @@ class Cachefiles:
             opened.ready = True
 
     def done(self, object: ObjectId, ticket: Ticket) -> None:
-        opened = self._objects.get(object)
-        if opened is None:
-            self.counts.readers_gone += 1
-            return
-        try:
-            read_complete(opened.fd, ticket)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            self.counts.readers_gone += 1
+        # Under the lock, so that the descriptor is this object's for the length of the call.
+        with self._lock:
+            opened = self._objects.get(object)
+            if opened is None:
+                self.counts.readers_gone += 1
+                return
+            try:
+                read_complete(opened.fd, ticket)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self.counts.readers_gone += 1
 
     def failed(self, object: ObjectId, ticket: Ticket, errno: int) -> None:
         self.done(object, ticket)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from fscached.control.http import ApiError
 from fscached.control.messages import Credentials
 from fscached.control.service import ControlService
 from fscached.fill.blob import Limits
-from fscached.fill.flight import Crew
+from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.handover import Handover
@@ -25,6 +24,7 @@ from fscached.source.registries import Registries
 from fscached.store import Store
 from fscached.transport import ObjectKey
 from tests.fake_kernel import FakeKernel
+from tests.fill.conftest import settled
 from tests.rafs_v6.trees import Built, build, directory, regular
 
 pytestmark = pytest.mark.asyncio
@@ -43,14 +43,13 @@ class Node:
     def __init__(self, directory: Path, handover: Handover, images: int = 2048) -> None:
         config = Config(cache=Cache(directory=str(directory / "cache"), images=images))
         self.kernel = FakeKernel()
-        self.executor = ThreadPoolExecutor(2)
         self.store = Store(directory / "state")
         self.images = Images(
             lambda known, blob: self.store.chunks(known.image, blob, known.source, True, 10.0)
         )
         limits = Limits(MIB, 8 * MIB, 10.0, 1.0, True)
-        crew = Crew(Pool(64 * MIB), self.executor, 2)
-        self.objects = Objects(self.kernel, self.images.lookup, limits, crew)
+        self.crew = Crew(2, Pool(64 * MIB))
+        self.objects = Objects(self.kernel, self.images.lookup, limits, self.crew)
         self.registries = Registries(config)
         self.stopped = asyncio.Event()
         self.service = ControlService(
@@ -73,7 +72,7 @@ class Node:
         self.objects.close()
         self.kernel.close()
         await self.registries.close()
-        self.executor.shutdown()
+        self.crew.close()
 
 
 def entry_of(built: Built, directory: Path, fsid: str = "image-1") -> entry.BlobEntry:
@@ -119,6 +118,7 @@ async def test_a_bound_entry_is_served(tmp_path, built):
     node = Node(tmp_path, Handover())
     await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
     await read_all(node, built)
+    await settled(node.objects)
     status = node.service.status()
     assert status.totals.opens == 2 and status.totals.reads_failed == 0
     (image,) = status.images

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from fscached.fill.blob import Limits, Origin
-from fscached.fill.flight import Crew
+from fscached.fill.blob import Limits, OpenBlob, Origin
+from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.source import Answer, Fault, Priority, SourceError
@@ -100,14 +99,14 @@ class Scene:
         self.kernel = FakeKernel()
         self.source = MemorySource(remote.file)
         self.chunks_error: Exception | None = None
-        self.executor = ThreadPoolExecutor(2)
+        self.crew = Crew(2, Pool(64 * MIB))
         defaults = {"window_bytes": MIB, "window_limit_bytes": 8 * MIB}
         times = {"deadline_s": 30.0, "refusal_s": 1.0, "verify": True}
         self.objects = Objects(
             self.kernel,
             self.lookup,
             Limits(**{**defaults, **times, **limits}),  # type: ignore[arg-type]
-            Crew(Pool(64 * MIB), self.executor, 2),
+            self.crew,
         )
         asyncio.get_running_loop().add_reader(self.kernel.fileno(), self.drain)
 
@@ -136,7 +135,22 @@ class Scene:
         asyncio.get_running_loop().remove_reader(self.kernel.fileno())
         self.objects.close()
         self.kernel.close()
-        self.executor.shutdown()
+        self.crew.close()
+
+
+async def until(happened: Callable[[], object]) -> None:
+    """Let the loop turn until something has happened; the test's own time limit bounds it."""
+    while not happened():  # noqa: ASYNC110 - there is no event to wait for in the kernel
+        await asyncio.sleep(0)
+
+
+async def settled(objects: Objects) -> None:
+    """Nothing is under way for any blob: every fetch has ended, every chunk has landed or not."""
+    for opened in objects._open.values():
+        if isinstance(opened, OpenBlob):
+            await until(
+                lambda it=opened: not it._tasks and (it.blob is None or not it.blob._owners)
+            )
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -15,7 +15,7 @@ from fscached.source import Fault, Priority, SourceError
 from fscached.transport import ObjectId, ObjectKey, Ticket, Wanted
 from rafs_v6 import ImageError
 from rafs_v6.layout import Compressor
-from tests.fill.conftest import KEY, MIB, Scene
+from tests.fill.conftest import KEY, MIB, Scene, settled, until
 
 pytestmark = pytest.mark.asyncio
 
@@ -38,6 +38,7 @@ async def test_every_byte_is_right(scene, compressor):
     async with opened(scene(sizes, compressor)) as here:
         size = len(here.remote.content)
         assert await here.kernel.read(KEY, 0, size) == here.remote.content
+        await settled(here.objects)
         assert here.objects.tallies[KEY].bad_chunks == 0
         assert here.objects.waiting == 0
         assert here.kernel.rewritten_bytes == 0
@@ -101,6 +102,7 @@ async def test_wrong_bytes_are_fetched_again_and_never_written(scene, caplog):
         here.source.read = mend_after_first  # type: ignore[method-assign]
         data = await here.kernel.read(KEY, 65536, 131072)
         assert data == here.remote.content[65536:131072]
+        await settled(here.objects)
         assert here.objects.tallies[KEY].bad_chunks == 1
         assert "digest" in caplog.text
 
@@ -155,7 +157,7 @@ async def test_a_full_disk_fails_reads_and_recovers(scene, caplog):
     """Resident data is unaffected; after space is freed reads work without a restart."""
     async with opened(scene([65536] * 32, Compressor.NONE, refusal_s=0.0)) as here:
         await here.kernel.read(KEY, 0, 4096)
-        await settled(here)
+        await settled(here.objects)
         here.kernel.floor_bytes = here.kernel.free_bytes
         with pytest.raises(OSError):
             await here.kernel.read(KEY, 31 * 65536, 32 * 65536)
@@ -174,14 +176,14 @@ async def test_deadlines_fire_while_a_writer_is_stuck(scene, caplog):
                 await asyncio.wait_for(here.kernel.read(KEY, 0, 4096), 5)
         finally:
             here.kernel.thaw()
-        await settled(here)
+        await settled(here.objects)
 
 
 async def test_a_successor_fetches_nothing_that_is_resident(scene):
     """After `kill -9` in the middle of reads: right bytes, nothing written twice."""
     async with opened(scene([65536] * 64, Compressor.NONE)) as here:
         await here.kernel.read(KEY, 0, 16 * 65536)
-        await settled(here)
+        await settled(here.objects)
         before = here.kernel.resident_bytes(KEY)
         here.source.gate.clear()
         reader = asyncio.create_task(here.kernel.read(KEY, 0, 64 * 65536))
@@ -203,7 +205,7 @@ async def test_a_killed_reader_leaves_nothing_behind(scene):
         reader.cancel()
         here.source.gate.set()
         assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
-        await settled(here)
+        await settled(here.objects)
         assert here.objects.waiting == 0
 
 
@@ -244,19 +246,7 @@ async def test_prefetch_brings_what_nobody_asked_for(scene):
         (blob,) = here.objects.blobs("domain").values()
         while await blob.prefetch(4 * MIB, 60.0):
             pass
-        await settled(here)
+        await settled(here.objects)
         assert here.kernel.content(KEY) == here.remote.content
         assert here.kernel.rewritten_bytes == 0
         assert blob.blob.complete
-
-
-async def settled(here: Scene) -> None:
-    """All flights have ended."""
-    for blob in here.objects.blobs("domain").values():
-        await blob.settled()
-
-
-async def until(happened: Callable[[], object]) -> None:
-    """Let the loop turn until something has happened; the test's own time limit bounds it."""
-    while not happened():  # noqa: ASYNC110 - there is no event to wait for in the kernel
-        await asyncio.sleep(0)
