@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import errno
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -83,23 +84,27 @@ class OpenBlob:
         self._chunks: ChunkMap | None = None
         self._writer: Writer | None = None
         self._loop = asyncio.get_running_loop()
-        self._early: dict[Ticket, Wanted] = {}
+        self._early: dict[int, Wanted] = {}
         self._learning: asyncio.Task[None] | None = None
         self._refused_until = 0.0
-        self._tickets: set[int] = set()
+        # Kernels before 6.11 hand a ticket out again at once; a number of our own tells its READs
+        # apart while an answer by a worker is not accounted for yet.
+        self._numbers = itertools.count()
+        self._tickets: dict[int, Ticket] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tries: dict[int, int] = {}
 
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
-        self._tickets.add(want.ticket)
+        number = next(self._numbers)
+        self._tickets[number] = want.ticket
         if self.stage is Stage.READY:
-            self._want(want)
+            self._want(number, want)
         elif self._loop.time() < self._refused_until:
-            self._fail([want.ticket])
+            self._fail([number])
         else:
-            self._early[want.ticket] = want
+            self._early[number] = want
             self.learn()
 
     def learn(self) -> asyncio.Task[None]:
@@ -155,8 +160,8 @@ class OpenBlob:
         self._writer = Writer(chunks, self._write, self._limits.verify)
         self.stage = Stage.READY
         early, self._early = self._early, {}
-        for want in early.values():
-            self._want(want)
+        for number, want in early.items():
+            self._want(number, want)
 
     async def _residency(self) -> Extents:
         """Raises NotReady while the kernel does not answer; once somebody reads, it soon does."""
@@ -182,13 +187,13 @@ class OpenBlob:
     def _write(self, offset: int, memory: memoryview) -> None:
         self._transport.write(self.object, offset, memory)
 
-    def _want(self, want: Wanted) -> None:
+    def _want(self, number: int, want: Wanted) -> None:
         assert self.blob is not None
-        verdict = self.blob.want(want.ticket, want.start, want.end, self._loop.time())
+        verdict = self.blob.want(number, want.start, want.end, self._loop.time())
         if verdict.complete:
-            self._complete([want.ticket])
+            self._complete([number])
         elif verdict.refuse:
-            self._fail([want.ticket])
+            self._fail([number])
         else:
             for fetch in verdict.fetches:
                 self._tally.fetches += 1
@@ -264,8 +269,10 @@ class OpenBlob:
         assert self.blob is not None
         return self.blob.completing(run)
 
-    def wake(self, ticket: int) -> None:
-        self._transport.done(self.object, Ticket(ticket))
+    def wake(self, number: int) -> None:
+        ticket = self._tickets.get(number)
+        if ticket is not None:
+            self._transport.done(self.object, ticket)
 
     def landed(self, landing: Landing) -> None:
         assert self.blob is not None
@@ -296,25 +303,25 @@ class OpenBlob:
             self._tries.pop(index)
             self._fail(self.blob.give_up([index], self._loop.time()))
 
-    def _answered(self, tickets: list[int]) -> None:
-        for ticket in tickets:
-            if ticket in self._tickets:
-                self._tickets.discard(ticket)
+    def _answered(self, numbers: list[int]) -> None:
+        """Workers have answered these."""
+        for number in numbers:
+            if self._tickets.pop(number, None) is not None:
                 self._tally.reads_completed += 1
 
-    def _complete(self, tickets: list[int]) -> None:
-        for ticket in tickets:
-            if ticket in self._tickets:
-                self._tickets.discard(ticket)
+    def _complete(self, numbers: list[int]) -> None:
+        for number in numbers:
+            ticket = self._tickets.pop(number, None)
+            if ticket is not None:
                 self._tally.reads_completed += 1
-                self._transport.done(self.object, Ticket(ticket))
+                self._transport.done(self.object, ticket)
 
-    def _fail(self, tickets: list[int] | list[Ticket]) -> None:
-        for ticket in tickets:
-            if ticket in self._tickets:
-                self._tickets.discard(ticket)
+    def _fail(self, numbers: list[int]) -> None:
+        for number in numbers:
+            ticket = self._tickets.pop(number, None)
+            if ticket is not None:
                 self._tally.reads_failed += 1
-                self._transport.failed(self.object, Ticket(ticket), errno.EIO)
+                self._transport.failed(self.object, ticket, errno.EIO)
 
     def _arm(self) -> None:
         """Have the next deadline fire in the event loop, where no stuck writer can hold it up."""
@@ -330,10 +337,10 @@ class OpenBlob:
     def _expire(self) -> None:
         self._timer = None
         if self.blob is not None:
-            tickets = self.blob.expire(self._loop.time())
-            if tickets:
+            late = self.blob.expire(self._loop.time())
+            if late:
                 log.error("blob %s: no bytes in time, EIO", self.origin.blob_id[:12])
-            self._fail(tickets)
+            self._fail(late)
             self._arm()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
