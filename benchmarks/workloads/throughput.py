@@ -116,7 +116,7 @@ def _origin() -> Origin:
     """The same file as an image of each kind, kept."""
     tree = _file().parent
     conversions: dict[str, Sequence[str]] = {
-        _image(name): [str(tree), "--compressor", compressor]
+        _image(name): ["--compressor", compressor, str(tree)]
         for name, compressor in COMPRESSORS.items()
     }
     return kept(conversions, tree.name)
