@@ -63,6 +63,8 @@ class MemorySource:
         self.gate = asyncio.Event()
         self.gate.set()
         self.break_after_bytes: int | None = None
+        self.flip_once: int | None = None
+        """Position of a bit that is wrong in the next answer that holds it, and in no other."""
 
     async def read(
         self,
@@ -74,7 +76,10 @@ class MemorySource:
         deadline_s: float,
     ) -> Answer:
         self.asked.append((start, end, priority))
-        file = bytes(self.file[start:end])
+        file = self.file[start:end]
+        if self.flip_once is not None and start <= self.flip_once < end:
+            file[self.flip_once - start] ^= 1
+            self.flip_once = None
         try:
             async with asyncio.timeout(deadline_s):
                 for at in range(0, len(file), self.piece_bytes):

@@ -91,15 +91,7 @@ async def test_a_reader_wakes_before_its_window_has_come(scene):
 async def test_wrong_bytes_are_fetched_again_and_never_written(scene, caplog):
     """A flipped bit at the source costs one more request, and the reader never sees it."""
     async with opened(scene([65536] * 4, Compressor.NONE)) as here:
-        here.source.file[70_000] ^= 1
-        original = here.source.read
-
-        async def mend_after_first(*arguments):
-            answer = await original(*arguments)
-            here.source.file[70_000] = here.remote.content[70_000]
-            return answer
-
-        here.source.read = mend_after_first  # type: ignore[method-assign]
+        here.source.flip_once = 70_000
         data = await here.kernel.read(KEY, 65536, 131072)
         assert data == here.remote.content[65536:131072]
         await settled(here.objects)
@@ -129,6 +121,40 @@ async def test_a_failed_read_fails_within_one_deadline(scene, caplog):
             await here.kernel.read(KEY, 0, 4096, asks=4)
         assert asyncio.get_running_loop().time() - began < 0.4
         assert len(here.source.asked) == 1
+
+
+async def test_a_slow_source_is_waited_for_chunk_by_chunk(scene, caplog):
+    """A window that takes longer than the deadline of a chunk costs nobody an EIO."""
+    async with opened(scene([65536] * 16, Compressor.NONE, deadline_s=0.2)) as here:
+        original = here.source.gate.wait
+
+        async def drip() -> bool:
+            await asyncio.sleep(0.05)
+            return await original()
+
+        here.source.gate.wait = drip  # type: ignore[method-assign]
+        for index in range(16):
+            at = index * 65536
+            assert await here.kernel.read(KEY, at, at + 65536) == here.remote.content[at:][:65536]
+        assert here.objects.tallies[KEY].source_errors > 0
+
+
+async def test_learning_and_fetching_share_one_deadline(scene, caplog):
+    """A chunk map that comes late leaves its reader only the rest of the time."""
+    here = scene([65536] * 4, deadline_s=0.4, refusal_s=5.0)
+    original = here.chunks
+
+    async def late():
+        await asyncio.sleep(0.3)
+        return await original()
+
+    here.chunks = late
+    here.source.gate.clear()
+    async with opened(here):
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(OSError):
+            await here.kernel.read(KEY, 0, 4096, asks=4)
+        assert 0.3 < asyncio.get_running_loop().time() - began < 0.6
 
 
 async def test_a_source_that_returns_is_used_again(scene, caplog):
