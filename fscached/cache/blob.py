@@ -69,6 +69,13 @@ class Verdict(NamedTuple):
     fetches: tuple[Fetch, ...]
 
 
+class Lost(NamedTuple):
+    """What the end of a fetch leads to: tickets that fail now, and fetches made in its place."""
+
+    tickets: list[int]
+    fetches: tuple[Fetch, ...]
+
+
 COMPLETE = Verdict(True, False, ())
 REFUSE = Verdict(False, True, ())
 
@@ -198,22 +205,33 @@ class Blob:
         """A chunk arrived but was not what it should be: it is demanded once more."""
         return self._own(Run(index, index + 1), State.DEMANDED)
 
-    def lost(self, fetch: Fetch, now_s: float) -> list[int]:
+    def lost(self, fetch: Fetch, now_s: float, late: bool = False) -> Lost:
         """A fetch has ended: those of its chunks that did not land are absent again, unless
-        another fetch has taken them over. The tickets that fail now."""
-        failed = [
-            index
-            for index in range(fetch.first, fetch.end)
-            if self._owners.get(index) == fetch.number
-        ]
-        return self.give_up(failed, now_s)
+        another fetch has taken them over.
 
-    def give_up(self, indexes: Iterable[int], now_s: float) -> list[int]:
-        """Chunks will not come: they are absent. The tickets that fail now."""
-        for index in (given_up := list(indexes)):
+        `late`: its time was up. That is no verdict on a chunk whose readers came later than the
+        fetch began, a window being longer than a slow link is quick: it is fetched again.
+        """
+        owned = [i for i in range(fetch.first, fetch.end) if self._owners.get(i) == fetch.number]
+        again = [i for i in owned if late and self._deadlines.get(i, now_s) > now_s]
+        self._abandon(owned)
+        tickets = self._refuse([i for i in owned if i not in again], now_s)
+        fetches = [
+            self._demand(self._planner.miss(index))
+            for index in again
+            if index in self._wants and self._fetchable(index)
+        ]
+        return Lost(tickets, tuple(fetches))
+
+    def give_up(self, index: int, now_s: float) -> list[int]:
+        """A chunk will not come: it is absent. The tickets that fail now."""
+        self._abandon([index])
+        return self._refuse([index], now_s)
+
+    def _abandon(self, indexes: Iterable[int]) -> None:
+        for index in indexes:
             self._move(index, State.ABSENT)
             del self._owners[index]
-        return self._refuse(given_up, now_s)
 
     def expire(self, now_s: float) -> list[int]:
         """The tickets whose chunk has been waited for too long."""

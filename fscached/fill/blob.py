@@ -86,7 +86,8 @@ class OpenBlob:
         self._chunks: ChunkMap | None = None
         self._writer: Writer | None = None
         self._loop = asyncio.get_running_loop()
-        self._early: dict[int, Wanted] = {}
+        self._early: dict[int, tuple[Wanted, float]] = {}
+        """READs that came before the chunks were known, and when they came."""
         self._learning: asyncio.Task[None] | None = None
         self._refused_until = 0.0
         # Kernels before 6.11 hand a ticket out again at once; a number of our own tells its READs
@@ -102,11 +103,11 @@ class OpenBlob:
         number = next(self._numbers)
         self._tickets[number] = want.ticket
         if self.stage is Stage.READY:
-            self._want(number, want)
+            self._want(number, want, self._loop.time())
         elif self._loop.time() < self._refused_until:
             self._fail([number])
         else:
-            self._early[number] = want
+            self._early[number] = want, self._loop.time()
             self.learn()
 
     def learn(self) -> asyncio.Task[None]:
@@ -162,8 +163,8 @@ class OpenBlob:
         self._writer = Writer(chunks, self._write, self._limits.verify)
         self.stage = Stage.READY
         early, self._early = self._early, {}
-        for number, want in early.items():
-            self._want(number, want)
+        for number, (want, came_s) in early.items():
+            self._want(number, want, came_s)
 
     async def _residency(self) -> Extents:
         """Raises NotReady while the kernel does not answer; once somebody reads, it soon does."""
@@ -181,7 +182,8 @@ class OpenBlob:
         """Nobody knows the chunks yet: those who wait fail, and who asks later tries anew."""
         if not self._early:
             return
-        log.error("blob %s: %s", self.origin.blob_id[:12], error or "no answer in time")
+        late = f"its chunks are not known after {self._limits.deadline_s:g} s: check the source"
+        log.error("blob %s: %s", self.origin.blob_id[:12], str(error) or late)
         self._refused_until = self._loop.time() + self._limits.refusal_s
         early, self._early = self._early, {}
         self._fail(list(early))
@@ -189,9 +191,9 @@ class OpenBlob:
     def _write(self, offset: int, memory: memoryview) -> None:
         self._transport.write(self.object, offset, memory)
 
-    def _want(self, number: int, want: Wanted) -> None:
+    def _want(self, number: int, want: Wanted, came_s: float) -> None:
         assert self.blob is not None
-        verdict = self.blob.want(number, want.start, want.end, self._loop.time())
+        verdict = self.blob.want(number, want.start, want.end, came_s)
         if verdict.complete:
             self._complete([number])
         elif verdict.refuse:
@@ -213,13 +215,14 @@ class OpenBlob:
 
     def _fetched(self, error: Exception | None) -> None:
         if error is not None:
-            log.error("blob %s: readers get EIO: %s", self.origin.blob_id[:12], error)
+            log.error("blob %s: a fetch failed: %s", self.origin.blob_id[:12], error)
 
     async def _fly(self, fetch: Fetch, priority: Priority, deadline_s: float) -> None:
         """Bring chunks from wherever they are. Raises SourceError, OSError, NotReady."""
         if self._local is not None:
             await self._hop_and_wait(fetch, self._local)
             return
+        began_s = self._loop.time()
         try:
             flight = Flight(self._cargo(fetch), self._crew, self)
             answer = await flight.fly(self.origin.source, priority, deadline_s)
@@ -229,7 +232,7 @@ class OpenBlob:
             self._tally.source_errors += 1
             raise
         finally:
-            self._end(fetch)
+            self._end(fetch, late=self._loop.time() - began_s >= deadline_s)
 
     async def _hop_and_wait(self, fetch: Fetch, source: LocalSource) -> None:
         done: asyncio.Future[Exception | None] = self._loop.create_future()
@@ -255,9 +258,13 @@ class OpenBlob:
         assert self._chunks is not None and self._writer is not None
         return Cargo(self.origin.blob_id, self._chunks, fetch, self._writer)
 
-    def _end(self, fetch: Fetch) -> None:
+    def _end(self, fetch: Fetch, *, late: bool = False) -> None:
         assert self.blob is not None
-        self._fail(self.blob.lost(fetch, self._loop.time()))
+        lost = self.blob.lost(fetch, self._loop.time(), late and self.stage is Stage.READY)
+        self._fail(lost.tickets)
+        for instead in lost.fetches:
+            self._tally.fetches += 1
+            self._spawn(self._demand(instead))
         self._arm()
 
     # What flights report (`fscached.fill.flight.Tower`).
@@ -302,7 +309,7 @@ class OpenBlob:
             self._spawn(self._demand(self.blob.again(index)))
         else:
             self._tries.pop(index)
-            self._fail(self.blob.give_up([index], self._loop.time()))
+            self._fail(self.blob.give_up(index, self._loop.time()))
 
     def _answered(self, numbers: list[int]) -> None:
         """Workers have answered these."""

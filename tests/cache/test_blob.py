@@ -52,7 +52,7 @@ def fly(target: Blob, fetch: Fetch) -> list[int]:
     for index in range(fetch.first, fetch.end):
         if target.arrived(fetch, index):
             tickets += target.landed(Run(index, index + 1))
-    return tickets + target.lost(fetch, 0.0)
+    return tickets + target.lost(fetch, 0.0).tickets
 
 
 def test_a_reader_wakes_when_its_own_chunk_has_landed():
@@ -93,7 +93,7 @@ def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
     assert target.arrived(quick, 3)
     assert not target.arrived(slow, 3)
     assert target.landed(Run(3, 4)) == [1]
-    assert target.lost(slow, 0.0) == []
+    assert target.lost(slow, 0.0) == ([], ())
     assert target.state(0) == State.ABSENT and target.state(3) == State.RESIDENT
 
 
@@ -102,7 +102,7 @@ def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
     target = blob([1] * 4)
     slow = target.prefetch(4 * PAGE)
     (quick,) = target.want(1, 0, PAGE, 0.0).fetches
-    assert target.lost(slow, 0.0) == []
+    assert target.lost(slow, 0.0) == ([], ())
     assert fly(target, quick) == [1]
 
 
@@ -110,7 +110,7 @@ def test_a_lost_chunk_refuses_for_a_while_and_then_is_fetched_anew():
     """The kernel asks again two to four times before it gives up: those fail at once."""
     target = blob([1] * 4)
     (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
-    assert target.lost(fetch, 5.0) == [1]
+    assert target.lost(fetch, 5.0) == ([1], ())
     assert target.want(2, 0, PAGE, 5.5).refuse
     assert target.want(3, 0, PAGE, 6.5).fetches
     # The window's other chunks had no reader: asking for one of them is not refused.
@@ -129,6 +129,25 @@ def test_the_deadline_belongs_to_the_chunk():
     assert target.next_deadline_s() is None
 
 
+def test_a_fetch_out_of_time_is_no_verdict_on_those_who_came_later():
+    """The window took longer than its first chunk may: who waits for less long is served anew."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.want(2, 2 * PAGE, 3 * PAGE, 20.0)
+    target.expire(30.0)
+    assert target.lost(fetch, 30.0, late=True) == ([], (Fetch(2, 2, 4),))
+    assert target.expire(49.9) == []
+    assert target.expire(50.0) == [2]
+
+
+def test_a_fetch_out_of_time_fails_who_waits_for_another_chunk_of_it():
+    """A READ across an expired chunk and one that has time left has failed with the former."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.want(2, 0, 2 * PAGE, 20.0)
+    assert target.lost(fetch, 30.0, late=True) == ([1, 2], ())
+
+
 def test_bytes_that_come_after_the_deadline_are_kept():
     """The reader has failed, its chunk lands all the same."""
     target = blob([1] * 4)
@@ -144,7 +163,7 @@ def test_a_bad_chunk_is_fetched_again_while_its_reader_waits():
     (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
     target.arrived(fetch, 0)
     second = target.again(0)
-    assert target.lost(fetch, 0.0) == []
+    assert target.lost(fetch, 0.0) == ([], ())
     assert fly(target, second) == [1]
 
 
@@ -228,12 +247,14 @@ class Interleavings(RuleBasedStateMachine):
             self.flights.append(self.target.again(index))
 
     @precondition(lambda self: self.flights)
-    @rule(data=st.data())
-    def lose(self, data):
+    @rule(data=st.data(), late=st.booleans())
+    def lose(self, data, late):
         fetch = data.draw(st.sampled_from(self.flights))
         self.flights.remove(fetch)
         self.arrived = [pair for pair in self.arrived if pair[0] != fetch]
-        self._answer(self.target.lost(fetch, self.now))
+        lost = self.target.lost(fetch, self.now, late)
+        self._answer(lost.tickets)
+        self.flights += lost.fetches
 
     @rule(seconds=st.floats(0, 40))
     def pass_time(self, seconds):
