@@ -70,7 +70,8 @@ class Source(Protocol):
 
         `feed` is called from the event loop as bytes arrive and must not keep the memory. A
         transfer that breaks goes on where it stopped. `deadline_s` is a duration in seconds for
-        everything, retries included. Cancelling ends the transfer at once.
+        every MiB, retries included: a long range on a slow link may take a multiple of it. A
+        reader's own deadline is the caller's. Cancelling ends the transfer at once.
 
         Raises SourceError.
         """

@@ -17,6 +17,8 @@ from fscached.source.reference import REPOSITORY
 from fscached.source.transfer import Reply, Request, Transfers
 
 _BLOB_ID: Final = re.compile(r"[0-9a-f]{64}")
+# What must come within each deadline (see Source.read).
+_STEP_BYTES: Final = 1 << 20
 # One refusal for a token that ended, one for what the registry then asks for.
 _REFUSALS_LIMIT: Final = 2
 _REMEDIES: Final = {
@@ -36,12 +38,23 @@ class _Read:
     position: int
     end: int
     priority: Priority
-    feed: Callable[[memoryview], None]
+    reader: Callable[[memoryview], None]
+    deadline: asyncio.Timeout
+    deadline_s: float
+    step_bytes: int = 0
     spent: Traffic = field(default_factory=Traffic)
     failures: int = 0
     refusals: int = 0
     stale_routes: int = 0
     last: SourceError | None = None
+
+    def feed(self, memory: memoryview) -> None:
+        """Hand on what came; the next step may take as long as this one."""
+        self.step_bytes += len(memory)
+        if self.step_bytes >= _STEP_BYTES and not self.deadline.expired():
+            self.step_bytes = 0
+            self.deadline.reschedule(asyncio.get_running_loop().time() + self.deadline_s)
+        self.reader(memory)
 
 
 class Registry:
@@ -94,9 +107,10 @@ class Registry:
             raise SourceError(f"{blob_id[:64]!r} is no sha256 of a blob", Fault.PROTOCOL)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        read = _Read(blob_id, start, end, priority, feed)
+        deadline = asyncio.timeout(deadline_s)
+        read = _Read(blob_id, start, end, priority, feed, deadline, deadline_s)
         try:
-            async with asyncio.timeout(deadline_s) as deadline:
+            async with deadline:
                 await self._persist(read)
         except TimeoutError:
             if not deadline.expired():

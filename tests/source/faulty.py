@@ -121,6 +121,19 @@ def part_of(blob: bytes) -> Answer:
     return write
 
 
+def slow_part(blob: bytes, piece_bytes: int, pause_s: float) -> Answer:
+    """A good answer in pieces, each after a pause."""
+
+    async def write(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        start, end = seen.range
+        writer.write(part_head(start, end, len(blob)))
+        for at in range(start, end, piece_bytes):
+            await asyncio.sleep(pause_s)
+            writer.write(blob[at : min(end, at + piece_bytes)])
+
+    return write
+
+
 def part_head(start: int, end: int, total: int) -> bytes:
     content_range = f"bytes {start}-{end - 1}/{total}"
     return head(206, {"Content-Range": content_range, "Content-Length": str(end - start)})

@@ -21,6 +21,7 @@ from tests.source.faulty import (
     part_head,
     raw,
     silence,
+    slow_part,
 )
 
 pytestmark = pytest.mark.asyncio
@@ -252,6 +253,23 @@ async def test_the_deadline_ends_it(client: Client, server: FaultyServer) -> Non
     server.default = silence()
     error = await failure(client, server, deadline_s=0.05)
     assert error.fault is Fault.DEADLINE and "0.05 s" in str(error)
+
+
+async def test_every_mib_has_the_whole_deadline(client: Client, server: FaultyServer) -> None:
+    """A long range on a slow link takes longer than the deadline, and arrives."""
+    server.default = slow_part(BLOB, MIB, 0.4)
+    got = await client.collect(client.registry(server.host), 0, 3 * MIB, deadline_s=0.9)
+    assert got == BLOB[: 3 * MIB]
+
+
+async def test_a_trickle_does_not_hold_off_the_deadline(
+    client: Client, server: FaultyServer
+) -> None:
+    """A server that sends a little now and then, too little, is given up."""
+    server.default = slow_part(BLOB, MIB // 8, 0.1)
+    error = await failure(client, server, deadline_s=0.3)
+    assert error.fault is Fault.DEADLINE
+    assert len(server.seen) == 1
 
 
 async def test_the_deadline_remembers_why(client: Client, server: FaultyServer) -> None:
