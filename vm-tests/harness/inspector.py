@@ -1,4 +1,4 @@
-"""Readers of noise, run in a guest: `python3 -m harness.inspector KIND ...` prints JSON.
+"""Readers of noise, run in a guest: `python3 -m harness.inspector KIND ROOT ...` prints JSON.
 
 They check every block they get and time every call. ROOT is where the image is mounted, NAME a
 file's path in it.
@@ -14,12 +14,13 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypedDict
 
 from harness.noise import BLOCK_BYTES, block
+
+if TYPE_CHECKING:
+    from harness.guest import Guest, Process
 
 CALL_BLOCKS = 32
 """Blocks of one read(2): 128 KiB, as much as the kernel asks for at once."""
@@ -34,6 +35,20 @@ class Seen(TypedDict):
     slowest_s: float
 
 
+def start(guest: Guest, kind: str, root: str, *words: object, timeout_s: float) -> Process:
+    """Have a reader begin in a guest; `seen` waits for its end."""
+    command = ["/usr/bin/python3", "-m", "harness.inspector", kind, root, *map(str, words)]
+    return guest.start(command, cwd="/run", timeout_s=timeout_s)
+
+
+def seen(reader: Process, *, timeout_s: float) -> Seen:
+    """What a reader has to say. Raises AssertionError when it died, of a SIGBUS for instance."""
+    done = reader.wait(timeout_s)
+    assert done.returncode == 0, f"reader: exit status {done.returncode}: {done.stderr}"
+    said: Seen = json.loads(done.stdout)
+    return said
+
+
 class Inspector:
     """One reader: its mount point and what it has seen so far."""
 
@@ -41,14 +56,13 @@ class Inspector:
         self._root = root
         self.seen = Seen(blocks=0, wrong=[], error=None, slowest_s=0.0)
 
-    def path(self, name: str) -> str:
-        return os.path.join(self._root, name)
+    def open(self, name: str) -> int:
+        return os.open(os.path.join(self._root, name), os.O_RDONLY)
 
-    @contextmanager
-    def opened(self, name: str) -> Iterator[int]:
-        fd = os.open(self.path(name), os.O_RDONLY)
+    def map(self, name: str) -> mmap.mmap:
+        fd = self.open(name)
         try:
-            yield fd
+            return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
 
@@ -69,40 +83,46 @@ class Inspector:
                 self.seen["wrong"].append(f"{name} block {number}")
         return True
 
+    def read(self, name: str, fd: int, first: int, blocks: int) -> bool:
+        """`take` by pread(2)."""
+        length, at = blocks * BLOCK_BYTES, first * BLOCK_BYTES
+        return self.take(name, first, lambda: os.pread(fd, length, at))
+
+    def look(self, name: str, memory: mmap.mmap, number: int) -> bool:
+        """`take` a page of a mapping."""
+        at = number * BLOCK_BYTES
+        return self.take(name, number, lambda: memory[at : at + BLOCK_BYTES])
+
 
 def stream(root: str, *names: str) -> Seen:
     """Whole files, one after the other, by read(2); ends at the first error."""
     inspector = Inspector(root)
     for name in names:
-        with inspector.opened(name) as fd:
-            blocks = os.fstat(fd).st_size // BLOCK_BYTES
-            for first in range(0, blocks, CALL_BLOCKS):
-                if not inspector.take(
-                    name, first, lambda fd=fd: os.read(fd, CALL_BLOCKS * BLOCK_BYTES)
-                ):
-                    return inspector.seen
+        fd = inspector.open(name)
+        firsts = range(0, os.fstat(fd).st_size // BLOCK_BYTES, CALL_BLOCKS)
+        if not all(inspector.read(name, fd, first, CALL_BLOCKS) for first in firsts):
+            break
+        os.close(fd)
     return inspector.seen
 
 
 def pages(root: str, seed: str, *names: str) -> Seen:
     """Every page of files once, through mappings, in a random order. An error is a SIGBUS."""
     inspector = Inspector(root)
-    mapped = {name: _map(inspector.path(name)) for name in names}
-    order = [(name, at) for name in names for at in range(0, len(mapped[name]), BLOCK_BYTES)]
+    maps = {name: inspector.map(name) for name in names}
+    order = [(name, at) for name in names for at in range(len(maps[name]) // BLOCK_BYTES)]
     random.Random(seed).shuffle(order)
-    for name, at in order:
-        page = slice(at, at + BLOCK_BYTES)
-        inspector.take(name, at // BLOCK_BYTES, partial(mapped[name].__getitem__, page))
+    for name, number in order:
+        inspector.look(name, maps[name], number)
     return inspector.seen
 
 
 def call(root: str, name: str, first: str, blocks: str) -> Seen:
     """One pread(2) of some blocks, without readahead around them."""
     inspector = Inspector(root)
-    with inspector.opened(name) as fd:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        at, length = int(first) * BLOCK_BYTES, int(blocks) * BLOCK_BYTES
-        inspector.take(name, int(first), lambda: os.pread(fd, length, at))
+    fd = inspector.open(name)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    inspector.read(name, fd, int(first), int(blocks))
     return inspector.seen
 
 
@@ -114,8 +134,7 @@ def fault(root: str, name: str, number: str) -> Seen:
     def touch() -> bytes:
         reading, writing = os.pipe()
         if not (child := os.fork()):
-            with _map(inspector.path(name)) as memory:
-                os.write(writing, memory[at : at + BLOCK_BYTES])
+            os.write(writing, inspector.map(name)[at : at + BLOCK_BYTES])
             os._exit(0)
         os.close(writing)
         with open(reading, "rb") as pipe:
@@ -127,11 +146,6 @@ def fault(root: str, name: str, number: str) -> Seen:
 
     inspector.take(name, int(number), touch)
     return inspector.seen
-
-
-def _map(path: str) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
 
 
 KINDS: dict[str, Callable[..., Seen]] = {

@@ -35,12 +35,12 @@ class Shape(NamedTuple):
         return self.blob_bytes // self.chunk_bytes
 
 
-OUTAGE = "noise/outage:latest"
+OUTAGE = tuple(f"noise/outage-{number}:latest" for number in range(7))
 CRASH = ("noise/crash-a:latest", "noise/crash-b:latest")
 LINKS = tuple(f"noise/link-{number}:latest" for number in range(4))
 
 IMAGES = {
-    OUTAGE: Shape(8, 4 * MIB, MIB),
+    **dict.fromkeys(OUTAGE, Shape(4, 4 * MIB, MIB)),
     **dict.fromkeys(CRASH, Shape(4, 6 * MIB, MIB // 4)),
     **dict.fromkeys(LINKS, Shape(4, 10 * MIB, MIB // 4)),
 }
