@@ -11,6 +11,8 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 Entry = dict[str, Any]
@@ -31,18 +33,20 @@ READ_BYTES = 1 << 20
 def entries(root: str) -> Iterator[Entry]:
     """Every entry below `root` and `root` itself (path `.`), in byte order of the paths.
 
-    Names that are not UTF-8 keep their bytes as lone surrogates (PEP 383).
+    Names that are not UTF-8 keep their bytes as lone surrogates (PEP 383). Files are hashed on
+    all processors.
     """
-    yield entry(root, ".")
-    yield from _below(root, "")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(partial(entry, root), [".", *_below(root, "")])
 
 
-def _below(root: str, directory: str) -> Iterator[Entry]:
-    for name in sorted(os.listdir(os.path.join(root, directory)), key=os.fsencode):
-        path = os.path.join(directory, name)
-        listed = entry(root, path)
-        yield listed
-        if listed["type"] == "dir":
+def _below(root: str, directory: str) -> Iterator[str]:
+    with os.scandir(os.path.join(root, directory)) as found:
+        children = sorted(found, key=lambda child: os.fsencode(child.name))
+    for child in children:
+        path = os.path.join(directory, child.name)
+        yield path
+        if child.is_dir(follow_symlinks=False):
             yield from _below(root, path)
 
 
