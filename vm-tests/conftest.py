@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import secrets
 import sys
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from harness.qemu import GuestLost, GuestPanic
 
 KERNELS = ("6.1", "6.12")
 TEST_TIMEOUT_S = 600
+LONG_TEST_TIMEOUT_S = 4 * 3600
 RESULTS_KEPT = 10
 
 # Where a guest's programs write what they have to say.
@@ -45,6 +47,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SERIES",
         help=f"run scenarios on this kernel only (repeatable; default: {', '.join(KERNELS)})",
     )
+    parser.addoption(
+        "--long", action="store_true", help="full counts of kills and power cuts, not a sample"
+    )
+    parser.addoption("--seed", type=int, help="of everything drawn at random; default: a new one")
     parser.addoption("--results", type=Path, help="directory for consoles and guests' logs")
 
 
@@ -54,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
     default = store.root() / "results" / f"{now}-{os.getpid()}"
     config.stash[results_directory] = config.getoption("--results") or default
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(1 << 32)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -62,10 +70,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("kernel", names, scope="module")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    timeout_s = LONG_TEST_TIMEOUT_S if config.option.long else TEST_TIMEOUT_S
     for item in filter(_needs_guest, items):
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT_S))
+            item.add_marker(pytest.mark.timeout(timeout_s))
 
 
 def _needs_guest(item: pytest.Item) -> bool:
@@ -106,6 +115,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     stash = terminalreporter.config.stash
     if stash[results_directory].is_dir():
         terminalreporter.write_line(f"guests' consoles and logs: {stash[results_directory]}")
+        terminalreporter.write_line(f"seed: {terminalreporter.config.option.seed}")
         terminalreporter.write_line(f"retries after a guest's panic: {len(stash[retried])}")
     for test in stash[retried]:
         terminalreporter.write_line(f"  {test}")
@@ -118,6 +128,20 @@ def results(request: pytest.FixtureRequest) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     store.prune(store.root() / "results", RESULTS_KEPT)
     return directory
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """Where this run's randomness begins."""
+    number: int = request.config.option.seed
+    return number
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether full counts are wanted instead of a sample."""
+    asked: bool = request.config.option.long
+    return asked
 
 
 @pytest.fixture(scope="module")

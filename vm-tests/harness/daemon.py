@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal as signals
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from harness.command import CommandFailed
@@ -44,11 +45,11 @@ class Daemon:
             lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
         self._guest.put(CONFIG, "\n".join(lines).encode())
 
-    def start(self, *, supervised: bool = True) -> float:
+    def start(self, *, supervised: bool = True, env: Mapping[str, str] | None = None) -> float:
         """Start it and wait until its API answers; how many seconds that took."""
-        verb = "supervise" if supervised else "run"
+        command = ["fscached", "supervise" if supervised else "run"]
         began = time.monotonic()
-        self._process = self._guest.start(["fscached", verb], log="/var/log/fscached.out.log")
+        self._process = self._guest.start(command, env=env, log="/var/log/fscached.out.log")
         self.wait()
         return time.monotonic() - began
 
@@ -83,6 +84,12 @@ class Daemon:
             if self.pid() != before:
                 return
         raise CommandFailed(f"the daemon is still process {before} after {timeout_s} s")
+
+    @property
+    def supervisor(self) -> int:
+        """The process that was started."""
+        assert self._process is not None
+        return self._process.pid
 
     @property
     def running(self) -> bool:

@@ -41,7 +41,7 @@ LINKS = tuple(f"noise/link-{number}:latest" for number in range(4))
 
 IMAGES = {
     **dict.fromkeys(OUTAGE, Shape(4, 4 * MIB, MIB)),
-    **dict.fromkeys(CRASH, Shape(4, 6 * MIB, MIB // 4)),
+    **dict.fromkeys(CRASH, Shape(4, 6 * MIB, MIB // 16)),
     **dict.fromkeys(LINKS, Shape(4, 10 * MIB, MIB // 4)),
 }
 

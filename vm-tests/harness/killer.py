@@ -1,0 +1,158 @@
+"""Kills the daemon below a supervisor again and again, run in a guest:
+`python3 -m harness.killer ORDER`, an order in JSON; prints a report in JSON.
+
+A kill counts only if the kernel had asked for something before it that nobody had answered after
+it, by the kernel's own count of messages and answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import TypedDict
+
+TRACING = "/sys/kernel/tracing/events/cachefiles/cachefiles_ondemand_{}/hist"
+ANSWERS = {"read": "cread", "open": "copen"}
+HITS = re.compile(r"Hits: (\d+)")
+
+PATIENCE_S = 5.0
+LOOK_S = 0.005
+
+
+class Order(TypedDict):
+    """`supervisor` is a process id. Ends after so many `kills` that count, or when none of the
+    `readers` is left. Each daemon lives for a time drawn from one of `lives` (shortest, longest, in
+    seconds), and until one of the messages `of` (read, open) is unanswered. `file` is a cache file
+    to look at after each kill."""
+
+    supervisor: int
+    readers: list[int]
+    kills: int
+    seed: int
+    lives: list[tuple[float, float]]
+    of: list[str]
+    file: str
+
+
+class Kill(TypedDict):
+    """One that counted: what was unanswered, and what the cache file held at `at_s`."""
+
+    at_s: float
+    unanswered: dict[str, int]
+    resident: list[tuple[int, int]]
+
+
+class Report(TypedDict):
+    """`idle` kills came when nothing was unanswered."""
+
+    kills: list[Kill]
+    idle: int
+
+
+def carry_out(order: Order) -> Report:
+    rng = random.Random(order["seed"])
+    report = Report(kills=[], idle=0)
+    daemon = 0
+    while len(report["kills"]) < order["kills"] and _alive(order["readers"]):
+        daemon = _successor(order["supervisor"], daemon)
+        time.sleep(rng.uniform(*rng.choice(order["lives"])))
+        _await_unanswered(order["of"])
+        before = _messages()
+        _kill(daemon)
+        after = _answers()
+        unanswered = {name: before[name] - after[name] for name in ANSWERS}
+        resident = extents(order["file"])
+        if any(count > 0 for count in unanswered.values()):
+            kill = Kill(at_s=time.monotonic(), unanswered=unanswered, resident=resident)
+            report["kills"].append(kill)
+        else:
+            report["idle"] += 1
+    return report
+
+
+def extents(path: str) -> list[tuple[int, int]]:
+    """Where a file holds data: [start, end) in bytes, ascending; nothing when there is no file."""
+    found = []
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return []
+    try:
+        end = 0
+        size = os.fstat(fd).st_size
+        while end < size:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, start, os.SEEK_HOLE)
+            found.append((start, end))
+    except OSError:  # ENXIO: no data behind `end`
+        pass
+    finally:
+        os.close(fd)
+    return found
+
+
+def _await_unanswered(names: Sequence[str]) -> None:
+    """Wait until something is; a moment later it may not be, which is for the counts to tell."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        asked, answered = _messages(), _answers()
+        if any(asked[name] > answered[name] for name in names):
+            return
+        time.sleep(LOOK_S)
+
+
+def _successor(supervisor: int, before: int) -> int:
+    """The supervisor's daemon, once it is another process than before."""
+    while True:
+        with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+            children = [int(child) for child in file.read().split()]
+        if children and children[0] != before:
+            return children[0]
+        time.sleep(LOOK_S)
+
+
+def _kill(pid: int) -> None:
+    """End a process and wait until its last thread and descriptor are gone."""
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        select.select([fd], [], [])
+    finally:
+        os.close(fd)
+
+
+def _alive(pids: Sequence[int]) -> bool:
+    return any(os.path.exists(f"/proc/{pid}/mem") and not _zombie(pid) for pid in pids)
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def _messages() -> dict[str, int]:
+    return {name: _hits(name) for name in ANSWERS}
+
+
+def _answers() -> dict[str, int]:
+    return {name: _hits(answer) for name, answer in ANSWERS.items()}
+
+
+def _hits(name: str) -> int:
+    with open(TRACING.format(name)) as file:
+        found = HITS.search(file.read())
+    return int(found[1]) if found else 0
+
+
+if __name__ == "__main__":
+    print(json.dumps(carry_out(json.loads(sys.argv[1]))))
