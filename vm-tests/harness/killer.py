@@ -22,7 +22,6 @@ TRACING = "/sys/kernel/tracing/events/cachefiles/cachefiles_ondemand_{}/hist"
 ANSWERS = {"read": "cread", "open": "copen"}
 HITS = re.compile(r"Hits: (\d+)")
 
-PATIENCE_S = 5.0
 LOOK_S = 0.005
 
 
@@ -60,10 +59,11 @@ def carry_out(order: Order) -> Report:
     rng = random.Random(order["seed"])
     report = Report(kills=[], idle=0)
     daemon = 0
-    while len(report["kills"]) < order["kills"] and _alive(order["readers"]):
+    while len(report["kills"]) < order["kills"]:
         daemon = _successor(order["supervisor"], daemon)
         time.sleep(rng.uniform(*rng.choice(order["lives"])))
-        _await_unanswered(order["of"])
+        if not _await_unanswered(order["of"], order["readers"]):
+            break
         before = _messages()
         _kill(daemon)
         after = _answers()
@@ -98,14 +98,15 @@ def extents(path: str) -> list[tuple[int, int]]:
     return found
 
 
-def _await_unanswered(names: Sequence[str]) -> None:
-    """Wait until something is; a moment later it may not be, which is for the counts to tell."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+def _await_unanswered(names: Sequence[str], readers: Sequence[int]) -> bool:
+    """Wait until something is; a moment later it may not be, which is for the counts to tell.
+    False when nobody is left who could ask."""
+    while _alive(readers):
         asked, answered = _messages(), _answers()
         if any(asked[name] > answered[name] for name in names):
-            return
+            return True
         time.sleep(LOOK_S)
+    return False
 
 
 def _successor(supervisor: int, before: int) -> int:
