@@ -13,13 +13,14 @@ from harness.daemon import drop_caches
 from harness.guest import Guest
 from harness.node import Node
 from harness.registry import Registry
-from harness.small import CROWD, ONE, TWO, Small, small
+from harness.small import LONE, ONE, PAIR, PROGRAM, TWO, Small, noise, small
 
 MOUNT = "/mnt/image"
 OTHER = "/mnt/other"
 THIRD = "/mnt/third"
 CACHE_FILES = f"{disk.CACHE_MOUNT}/cache/cache/Ierofs,*"
-SLOW_LINK = "8mbit"
+NEW, REPLACED, DURING, RESTARTED, *ENDED = LONE
+SLOW_LINK = "4mbit"
 LETTING_GO_S = 20.0
 SIGTERM_LIMIT_S = 5.0
 AT_ONCE_S = 5.0
@@ -39,27 +40,28 @@ def guest(
 
 
 @pytest.fixture(scope="module")
-def registry(guest: Guest) -> Registry:
-    return Registry(guest)
-
-
-@pytest.fixture
-def idle_node(guest: Guest, registry: Registry) -> Iterator[Node]:
-    """A node whose registry runs and whose daemon does not yet."""
+def started(guest: Guest) -> Iterator[Node]:
+    registry = Registry(guest)
     registry.start()
     node = Node(guest, registry)
-    try:
-        yield node
-        node.end()
-    finally:
-        registry.stop()
+    node.begin()
+    yield node
+    node.end()
 
 
 @pytest.fixture
-def node(idle_node: Node) -> Node:
-    """A node with nothing cached, its daemon supervised."""
-    idle_node.begin()
-    return idle_node
+def node(started: Node) -> Iterator[Node]:
+    """A node where nothing is mounted, its registry up and its daemon supervised; scenarios that
+    need something cold take an image that no other has read."""
+    if not started.registry.running:
+        started.registry.start()
+    if not started.daemon.running:
+        started.daemon.start()
+    yield started
+    if started.daemon.running:
+        started.unmount()
+    else:
+        started.end()
 
 
 def everything(node: Node, images: Small, name: str, directory: str) -> bool:
@@ -67,6 +69,13 @@ def everything(node: Node, images: Small, name: str, directory: str) -> bool:
     files = images.files(name)
     read = node.read("whole", *(f"{directory}/{path}" for path in files))
     return dict(zip(files, read, strict=True)) == files
+
+
+def right(node: Node, images: Small, name: str, directory: str) -> bool:
+    """Whether two files of many chunks do."""
+    expected = [images.files(name)[path] for path in noise(name)]
+    read: list[str] = node.read("whole", *(f"{directory}/{path}" for path in noise(name)))
+    return read == expected
 
 
 def eventually(true: Callable[[], bool]) -> bool:
@@ -82,21 +91,23 @@ def eventually(true: Callable[[], bool]) -> bool:
 
 def test_new_images_files_are_linked(node: Node) -> None:
     """After `mount` the cache files of a new image have names: a crash of the host leaves them."""
-    node.mount(ONE, MOUNT)
+    node.mount(NEW, MOUNT)
     (mounted,) = node.daemon.status()["images"]
     assert mounted["settled"]
     found = node.guest.run(f"find {CACHE_FILES} -type f -links 1 -printf '%f\\n'").stdout
     names = (node.fsid(MOUNT), *(blob["id"] for blob in mounted["blobs"]))
-    assert sorted(found.split()) == sorted(f"D{name}" for name in names)
+    assert set(found.split()) >= {f"D{name}" for name in names}
 
 
-def test_umount_lets_everything_go(node: Node, images: Small) -> None:
+def test_umount_lets_everything_go(node: Node) -> None:
     """After the last umount no descriptor of the kernel's is open, and every OPEN has its CLOSE."""
-    for name, directory in ((ONE, MOUNT), (TWO, OTHER), (CROWD, THIRD)):
+    assert node.descriptors() == 0
+    node.guest.reset_cachefiles_counts()
+    for name, directory in ((ONE, MOUNT), (TWO, OTHER), (PAIR, THIRD)):
         node.mount(name, directory)
-    assert everything(node, images, ONE, MOUNT)
-    # Three bootstraps, and of three layers a blob each: the base is shared.
-    assert node.descriptors() == 3 + 4
+        node.read("whole", *(f"{directory}/{path}" for path in noise(name)))
+    # Three bootstraps; two blobs each, one of them shared.
+    assert node.descriptors() == 3 + 5
     for directory in (MOUNT, OTHER, THIRD):
         node.daemon.umount(directory)
     assert eventually(lambda: node.descriptors() == 0)
@@ -104,7 +115,6 @@ def test_umount_lets_everything_go(node: Node, images: Small) -> None:
     assert counts["open"] == counts["close"] > 0
     totals = node.daemon.status()["totals"]
     assert (totals["open_objects"], totals["reads_waiting"]) == (0, 0)
-    assert node.discrepancies() == {}
 
 
 def test_second_mount_point_is_a_bind(node: Node, images: Small) -> None:
@@ -117,35 +127,34 @@ def test_second_mount_point_is_a_bind(node: Node, images: Small) -> None:
     (shown,) = json.loads(node.guest.run(["fscached", "status", "-o", "json"]).stdout)["images"]
     assert shown["mounts"] == [MOUNT, OTHER]
     node.daemon.umount(MOUNT)
-    assert everything(node, images, ONE, OTHER)
+    assert right(node, images, ONE, OTHER)
     assert len(node.daemon.status()["images"]) == 1
     node.daemon.umount(OTHER)
     assert node.daemon.status()["images"] == []
     assert eventually(lambda: node.descriptors() == 0)
     node.mount(ONE, MOUNT)
-    assert everything(node, images, ONE, MOUNT)
+    assert right(node, images, ONE, MOUNT)
 
 
 def device(node: Node, directory: str) -> str:
     return node.guest.run(["findmnt", "-rn", "-o", "MAJ:MIN", directory]).stdout.strip()
 
 
-@pytest.mark.parametrize("domain", ["", "fscached"])
-def test_unknown_fsid_fails_at_once(node: Node, domain: str) -> None:
-    """A mount of what was never registered fails, and the log says which and what to do."""
+def test_unknown_fsid_fails_at_once(node: Node) -> None:
+    """A mount of what was never registered fails, the log says which and what to do, and nothing
+    else suffers."""
     node.guest.run(["mkdir", "-p", MOUNT])
-    options = ",".join(["ro", "fsid=nobody", *([f"domain_id={domain}"] if domain else [])])
-    mount = ["mount", "-t", "erofs", "-o", options, "none", MOUNT]
-    began = time.monotonic()
-    refused = node.guest.run(mount, check=False)
-    assert time.monotonic() - began < AT_ONCE_S
-    assert refused.returncode != 0
-    (line,) = [line for line in node.daemon.log().splitlines() if "'nobody'" in line][-1:]
-    assert repr(domain or "nobody") in line
-    assert "not registered" in line and "fscached mount" in line
+    for domain, options in (("nobody", "fsid=nobody"), ("own", "fsid=nobody,domain_id=own")):
+        began = time.monotonic()
+        mount = ["mount", "-t", "erofs", "-o", f"ro,{options}", "none", MOUNT]
+        refused = node.guest.run(mount, check=False)
+        assert time.monotonic() - began < AT_ONCE_S
+        assert refused.returncode != 0
+        line = next(line for line in node.daemon.log().splitlines() if f"domain '{domain}'" in line)
+        assert "'nobody'" in line and "not registered" in line and "fscached mount" in line
     assert node.descriptors() == 0
-    node.mount(ONE, OTHER)
-    assert node.read("bytes_at", f"{OTHER}/bin/busybox", 0) == [0x7F]
+    node.mount(ONE, MOUNT)
+    assert node.read("bytes_at", f"{MOUNT}/{PROGRAM}", 0) == [0x7F]
 
 
 # -- another daemon -------------------------------------------------------------------------------
@@ -153,47 +162,46 @@ def test_unknown_fsid_fails_at_once(node: Node, domain: str) -> None:
 
 def test_replaced_daemon_fetches_nothing_twice(node: Node, images: Small) -> None:
     """A successor under the same mount goes on where its predecessor stopped: every byte of the
-    blobs comes once, and descriptors, counts and mounts are as before."""
-    node.mount(ONE, MOUNT)
-    node.read("whole", f"{MOUNT}/shared/noise-0", f"{MOUNT}/one/few/49")
-    before = node.blob_bytes()
+    blob comes once, and nothing is left open at the end."""
+    node.mount(REPLACED, MOUNT)
+    (blob_id,) = once = images.once_bytes(REPLACED)
+    node.read("whole", f"{MOUNT}/{noise(REPLACED)[0]}")
+    before = node.blob_bytes()[blob_id]
     node.daemon.replace()
     drop_caches(node.guest)
-    assert everything(node, images, ONE, MOUNT)
-    after = node.blob_bytes()
-    assert 0 < sum(before.values()) < sum(after.values())
-    assert after == images.once_bytes(ONE)
+    assert everything(node, images, REPLACED, MOUNT)
+    assert 0 < before < node.blob_bytes()[blob_id] == once[blob_id]
     node.daemon.umount(MOUNT)
     assert eventually(lambda: node.descriptors() == 0)
 
 
 def test_replaced_during_reads(node: Node, images: Small) -> None:
-    """Readers of a daemon that is replaced in the middle only wait: no error, right bytes."""
-    node.mount(CROWD, MOUNT)
-    paths = [f"{MOUNT}/{name}" for name in ("spread", "together")]
+    """Readers of a daemon that is replaced in the middle, twice, only wait."""
+    node.mount(DURING, MOUNT)
+    paths = noise(DURING)
     with slow_link(node.guest):
-        load = node.start_reading("whole", *paths)
+        load = node.start_reading("whole", *(f"{MOUNT}/{path}" for path in paths))
         for _ in range(2):
-            eventually(lambda: node.daemon.status()["totals"]["reads_waiting"] > 0)
+            assert eventually(lambda: node.daemon.status()["totals"]["reads_waiting"] > 0)
             node.daemon.replace()
-        read = node.read_by(load)
-    assert dict(zip(("spread", "together"), read, strict=True)) == images.files(CROWD)
+        assert node.read_by(load) == [images.files(DURING)[path] for path in paths]
 
 
 def test_restarted_daemon_fetches_nothing_twice(node: Node, images: Small) -> None:
     """Cache files outlive umount and daemon: what was fetched for the one is there for the next,
     and the rest comes once."""
-    node.mount(ONE, MOUNT)
-    node.read("whole", f"{MOUNT}/shared/noise-1", f"{MOUNT}/shared/text")
+    node.mount(RESTARTED, MOUNT)
+    (blob_id,) = once = images.once_bytes(RESTARTED)
+    node.read("whole", f"{MOUNT}/{noise(RESTARTED)[0]}")
     node.daemon.umount(MOUNT)
     assert node.daemon.stop() == 0
-    before = node.blob_bytes()
-    drop_caches(node.guest)
+    before = node.blob_bytes()[blob_id]
     node.daemon.start()
-    node.mount(ONE, MOUNT)
-    assert node.blob_bytes() == before
-    assert everything(node, images, ONE, MOUNT)
-    assert node.blob_bytes() == images.once_bytes(ONE)
+    node.mount(RESTARTED, MOUNT)
+    node.read("whole", f"{MOUNT}/{noise(RESTARTED)[0]}")
+    assert node.blob_bytes()[blob_id] == before
+    assert everything(node, images, RESTARTED, MOUNT)
+    assert before < node.blob_bytes()[blob_id] == once[blob_id]
 
 
 def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
@@ -204,10 +212,9 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     node.daemon.umount(MOUNT)
     node.daemon.stop()
     node.registry.stop()
-    drop_caches(node.guest)
     node.daemon.start()
     node.mount(ONE, MOUNT)
-    shell = ["chroot", MOUNT, "/bin/busybox", "sh", "-c", "echo runs"]
+    shell = ["chroot", MOUNT, f"/{PROGRAM}", "sh", "-c", "echo runs"]
     assert node.guest.run(shell).stdout == "runs\n"
     assert everything(node, images, ONE, MOUNT)
     assert node.daemon.status()["totals"]["received_bytes"] == 0
@@ -217,21 +224,23 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
 
 
 @pytest.mark.parametrize("supervised", [True, False], ids=["supervised", "alone"])
-def test_sigterm_during_load(idle_node: Node, supervised: bool) -> None:
+def test_sigterm_during_load(node: Node, supervised: bool) -> None:
     """A daemon with readers waiting ends of its own accord within 5 s, and no reader hangs."""
-    idle_node.begin(supervised=supervised)
-    idle_node.mount(CROWD, MOUNT)
-    with slow_link(idle_node.guest):
-        load = [
-            idle_node.start_reading("whole", f"{MOUNT}/{name}") for name in ("spread", "together")
-        ]
-        assert eventually(lambda: idle_node.daemon.status()["totals"]["reads_waiting"] > 0)
+    if not supervised:
+        node.daemon.stop()
+        node.daemon.start(supervised=False)
+    name = ENDED[supervised]
+    node.mount(name, MOUNT)
+    with slow_link(node.guest):
+        load = [node.start_reading("whole", f"{MOUNT}/{path}") for path in noise(name)]
+        assert eventually(lambda: node.daemon.status()["totals"]["reads_waiting"] > 0)
         began = time.monotonic()
-        assert idle_node.daemon.stop() == 0
+        assert node.daemon.stop() == 0
         assert time.monotonic() - began < SIGTERM_LIMIT_S
-        answers = [idle_node.read_by(reader) for reader in load]
-    assert all(answer[0].startswith("EIO") for answer in answers)
-    assert "Traceback" not in idle_node.daemon.log()
+        answers = [node.read_by(reader) for reader in load]
+    # What a kernel says whose cache is closed: EIO 6.1, ENOBUFS 6.12.
+    assert all(answer.partition(":")[0] in ("EIO", "ENOBUFS") for (answer,) in answers)
+    assert "Traceback" not in node.daemon.log()
 
 
 class slow_link:

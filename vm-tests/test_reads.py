@@ -13,7 +13,7 @@ from harness.daemon import drop_caches
 from harness.guest import Guest
 from harness.node import Node
 from harness.registry import Registry
-from harness.small import CROWD, ONE, TWO, Small, small
+from harness.small import LONE, ONE, PAIR, TWO, Small, noise, small, text
 
 from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.layout import BLOCK_BYTES, FileType, align_up
@@ -23,6 +23,7 @@ OTHER = "/mnt/other"
 DEBIAN_PORT = 5001
 DEBIAN_STORAGE = "/var/lib/debian-registry"
 READERS = 64
+CROWD, MAPPED, SCATTERED = LONE[:3]
 STATE = f"{disk.CACHE_MOUNT}/state"
 
 
@@ -56,18 +57,22 @@ def guest(
 
 
 @pytest.fixture(scope="module")
-def small_node(guest: Guest) -> Node:
+def started(guest: Guest) -> Iterator[Node]:
     registry = Registry(guest)
     registry.start()
-    return Node(guest, registry)
+    node = Node(guest, registry)
+    node.begin()
+    yield node
+    node.end()
 
 
 @pytest.fixture
-def node(small_node: Node) -> Iterator[Node]:
-    """The small images' node, cold."""
-    small_node.begin()
-    yield small_node
-    small_node.end()
+def node(started: Node) -> Iterator[Node]:
+    """A node where nothing is mounted; each scenario reads images that no other has read. At its
+    end the daemon's counts must still be the kernel's and the origin's."""
+    yield started
+    started.unmount()
+    assert started.discrepancies() == {}
 
 
 @pytest.fixture(scope="module")
@@ -125,40 +130,37 @@ def test_crowd_on_one_cold_file(node: Node, images: Small) -> None:
     """64 readers at once get the right bytes, from one place or from everywhere in the file, and
     each chunk is fetched once."""
     node.mount(CROWD, MOUNT)
-    for name, stride in (("together", 0), ("spread", 100_003)):
-        data = images.content(name)
+    for path, stride in zip(noise(CROWD), (0, 100_003), strict=True):
+        data = images.content(path)
         starts = [number * stride % len(data) for number in range(READERS)]
         expected = [hashlib.sha256(data[start:] + data[:start]).hexdigest() for start in starts]
-        assert node.read("crowd", f"{MOUNT}/{name}", READERS, stride) == expected
-    node.read("whole", f"{MOUNT}/together", f"{MOUNT}/spread")
-    assert node.blob_bytes() == images.once_bytes(CROWD)
-    assert node.discrepancies() == {}
+        assert node.read("crowd", f"{MOUNT}/{path}", READERS, stride) == expected
+    node.read("whole", *(f"{MOUNT}/{path}" for path in images.files(CROWD)))
+    assert node.blob_bytes().items() >= images.once_bytes(CROWD).items()
 
 
-@pytest.mark.parametrize("kind", ["mapped", "scattered"])
-def test_pages_in_any_order(node: Node, images: Small, kind: str) -> None:
+def test_pages_in_any_order(node: Node, images: Small) -> None:
     """Cold pages that are mapped, or read 4 KiB at a time, hold the right bytes."""
-    node.mount(ONE, MOUNT)
-    cold = node.guest.cachefiles_counts()["read"]
-    for name in ("one/noise", "shared/text"):
-        expected = hashlib.sha256(images.content(name)).hexdigest()
-        assert node.read(kind, f"{MOUNT}/{name}", 20) == expected
-    assert node.guest.cachefiles_counts()["read"] > cold
-    assert node.discrepancies() == {}
+    node.mount(MAPPED, MOUNT)
+    node.mount(SCATTERED, OTHER)
+    for name, kind, directory in ((MAPPED, "mapped", MOUNT), (SCATTERED, "scattered", OTHER)):
+        before = node.guest.cachefiles_counts()["read"]
+        for path in (*noise(name), text(name)):
+            expected = hashlib.sha256(images.content(path)).hexdigest()
+            assert node.read(kind, f"{directory}/{path}", 20) == expected
+        assert node.guest.cachefiles_counts()["read"] > before
 
 
 def test_last_byte_of_every_blob(node: Node, images: Small) -> None:
     """The last page of a cookie can be read, also when nothing else of it is there."""
-    for name, directory in ((ONE, MOUNT), (CROWD, OTHER)):
-        node.mount(name, directory)
-        there = bootstrap(node, directory)
-        last = last_bytes(there)
-        assert len(last) == len(there.blobs)
-        cold = node.guest.cachefiles_counts()["read"]
-        words = [word for path, at in last for word in (f"{directory}/{path}", at)]
-        assert node.read("bytes_at", *words) == [images.content(path)[at] for path, at in last]
-        assert node.guest.cachefiles_counts()["read"] - cold == len(last)
-    assert node.discrepancies() == {}
+    node.mount(PAIR, MOUNT)
+    there = bootstrap(node, MOUNT)
+    last = last_bytes(there)
+    assert len(last) == len(there.blobs) == 2
+    before = node.guest.cachefiles_counts()["read"]
+    words = [word for path, at in last for word in (f"{MOUNT}/{path}", at)]
+    assert node.read("bytes_at", *words) == [images.content(path)[at] for path, at in last]
+    assert node.guest.cachefiles_counts()["read"] - before == len(last)
 
 
 def last_bytes(there: Bootstrap) -> list[tuple[str, int]]:
@@ -186,5 +188,4 @@ def test_images_of_a_domain_share_blobs(node: Node, images: Small) -> None:
         assert dict(zip(files, read, strict=True)) == files
     once = images.once_bytes(ONE) | images.once_bytes(TWO)
     assert len(once) == 3
-    assert node.blob_bytes() == once
-    assert node.discrepancies() == {}
+    assert node.blob_bytes().items() >= once.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import disk
 from harness.command import CommandFailed
-from harness.daemon import Daemon, Settings, drop_caches
+from harness.daemon import Daemon, Settings
 from harness.guest import Guest, Process
 from harness.registry import Registry
 
@@ -30,7 +30,6 @@ class Node:
     def begin(self, settings: Settings | None = None, *, supervised: bool = True) -> None:
         """Empty the cache, count from zero and start the daemon."""
         self.guest.run(f"rm -rf {disk.CACHE_MOUNT}/*")
-        drop_caches(self.guest)
         self.registry.forget()
         self.guest.reset_cachefiles_counts()
         self.daemon.configure(settings or {})
@@ -41,6 +40,12 @@ class Node:
         self.guest.run(UNMOUNT)
         if self.daemon.running:
             self.daemon.stop()
+
+    def unmount(self) -> None:
+        """Unmount everything as a person would, so that the daemon forgets its images."""
+        mounted = self.guest.run("findmnt -rn -t erofs -o TARGET || true").stdout
+        for directory in reversed(mounted.split()):
+            self.daemon.umount(directory)
 
     def mount(self, name: str, directory: str) -> str:
         """Mount an image of the registry; what the command printed."""

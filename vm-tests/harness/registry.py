@@ -83,6 +83,11 @@ class Registry:
             self._process.wait()
             self._process = None
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped."""
+        return self._process is not None
+
     def requests(self) -> list[Request]:
         """What it has answered since it started or was told to forget."""
         return requests(self._guest.get(self._log).decode())

@@ -12,11 +12,22 @@ from harness.qemu import BUSYBOX
 
 ONE = "small/one:latest"
 TWO = "small/two:latest"
-CROWD = "small/crowd:latest"
+PAIR = "small/pair:latest"
+LONE = tuple(f"small/lone-{number}:latest" for number in range(6))
+"""Nothing of these is in any other image: cold for whoever comes first."""
 
-IMAGES = {ONE: ("base", "one"), TWO: ("base", "two"), CROWD: ("crowd",)}
+IMAGES = {
+    ONE: ("base", "one"),
+    TWO: ("base", "two"),
+    PAIR: ("left", "right"),
+    **{name: (f"lone-{number}",) for number, name in enumerate(LONE)},
+}
 """The layers of each image, lowest first. No file is in two layers."""
 
+PROGRAM = "bin/busybox"
+"""In layer `base`: statically linked."""
+
+OPTIONS = ("--chunk-size", "256K")
 TAR_HEADER_BYTES = 512
 TIME = 1_600_000_000
 
@@ -47,37 +58,47 @@ class Small:
         return str(self.layers[layer])
 
 
+def noise(name: str) -> list[str]:
+    """The files of an image's last layer that take many chunks and cannot be compressed."""
+    return [f"{IMAGES[name][-1]}/noise-{number}" for number in range(2)]
+
+
+def text(name: str) -> str:
+    """A file of that layer that takes many chunks and compresses well."""
+    return f"{IMAGES[name][-1]}/text"
+
+
 def small() -> Small:
-    """Content and images, kept. About 30 MB and 400 files."""
+    """Content and images, kept. About 60 MB and 800 files."""
     key = store.key(Path(__file__).read_bytes(), BUSYBOX.read_bytes())
     kept = store.kept("small", key, _build, keep=2)
     layers = {path.name: path for path in sorted(kept.iterdir())}
     conversions = {
-        name: [word for layer in of for word in ("--layer", str(layers[layer]))]
+        name: [*OPTIONS, *(word for layer in of for word in ("--layer", str(layers[layer])))]
         for name, of in IMAGES.items()
     }
     return Small(image.kept(conversions, key), layers)
 
 
 def _build(directory: Path) -> None:
-    base, one, two, crowd = (directory / name for name in ("base", "one", "two", "crowd"))
-    _write(base / "bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
+    for layer in sorted({layer for layers in IMAGES.values() for layer in layers}):
+        _fill(directory / layer / layer)
+    _write(directory / "base" / PROGRAM, BUSYBOX.read_bytes(), mode=0o755)
     for number in range(300):
-        _write(base / f"many/{number:03}", b"%d\n" % number * (number + 1))
-    for number in range(3):
-        _write(base / f"shared/noise-{number}", _noise(f"base{number}", (3 << 20) + 4095 * number))
-    _write(base / "shared/text", b"".join(b"line %d of a text\n" % n for n in range(200_000)))
-    for layer in (one, two):
-        for number in range(50):
-            _write(
-                layer / f"{layer.name}/few/{number:02}",
-                _noise(f"{layer.name}{number}", number * 99),
-            )
-        _write(layer / f"{layer.name}/noise", _noise(layer.name, (5 << 20) + 1))
-    for name in ("together", "spread"):
-        _write(crowd / name, _noise(name, (4 << 20) + 5))
+        _write(directory / f"base/many/{number:03}", b"%d\n" % number * (number + 1))
     for path in directory.rglob("*"):
         os.utime(path, (TIME, TIME))
+
+
+def _fill(directory: Path) -> None:
+    """What every layer has: files of many chunks and of one, none with whole pages."""
+    seed = directory.name
+    for number in range(2):
+        _write(directory / f"noise-{number}", _noise(f"{seed} {number}", (2 << 20) + 5))
+    lines = (f"line {number} of {seed}\n" for number in range(60_000))
+    _write(directory / "text", "".join(lines).encode())
+    for number in range(40):
+        _write(directory / f"few/{number:02}", _noise(f"{seed} few {number}", number * 99))
 
 
 def _write(path: Path, data: bytes, mode: int = 0o644) -> None:
