@@ -1,6 +1,8 @@
 """READ to completion with the bytes already local, beside a minimal C daemon in the same guest.
 
-Windows of exactly one 4 KiB chunk and of one 1 MiB chunk. The kernel's tracepoints are the clock.
+Windows of exactly 4 KiB, of 1 MiB in chunks of 64 KiB (a reader is woken by its own, the C daemon
+wakes it after the window), and of 1 MiB in a single chunk, all of which has to be verified before
+anybody is woken. The kernel's tracepoints are the clock.
 """
 
 from __future__ import annotations
@@ -34,15 +36,20 @@ FILE = "data"
 
 
 class Window(NamedTuple):
-    """An image of one file whose chunks are the window, and how many of them are read."""
+    """An image of one file, how it is chunked and fetched, and how many windows are read."""
 
     name: str
+    chunk_bytes: int
     window_bytes: int
     file_bytes: int
     reads: int
 
 
-WINDOWS = (Window("4k", 4 << 10, 32 << 20, 1000), Window("1m", 1 << 20, 256 << 20, 200))
+WINDOWS = (
+    Window("4k", 4 << 10, 4 << 10, 32 << 20, 1000),
+    Window("1m", 64 << 10, 1 << 20, 256 << 20, 200),
+    Window("1m_chunk", 1 << 20, 1 << 20, 256 << 20, 200),
+)
 
 Times = dict[tuple[str, str], list[float]]
 """Microseconds by runner and figure, one for every repetition."""
@@ -110,7 +117,7 @@ def _build(directory: Path, window: Window) -> None:
     directory.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as tree:
         Path(tree, FILE).write_bytes(shake_128(b"fscached").digest(window.file_bytes))
-        form = Format(compressor=Compressor.NONE, chunk_bytes=window.window_bytes)
+        form = Format(compressor=Compressor.NONE, chunk_bytes=window.chunk_bytes)
         builder, output = ImageBuilder(form), io.BytesIO()
         builder.add(read_directory(tree), output)
         image = builder.finish()
