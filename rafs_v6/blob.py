@@ -101,6 +101,21 @@ def data_end(entry: BlobEntry) -> int:
     return entry.ci_offset - tar
 
 
+class Chunk(NamedTuple):
+    """Where one chunk is, in the remote file and in the cache file; see ChunkMap."""
+
+    offset: int
+    size: int
+    padded_end: int
+    remote_offset: int
+    remote_size: int
+    compressed: bool
+
+    @property
+    def remote_end(self) -> int:
+        return self.remote_offset + self.remote_size
+
+
 class ChunkMap:
     """The chunks of one blob, in the order of the cache file. All offsets and sizes in bytes.
 
@@ -191,6 +206,18 @@ class ChunkMap:
     def verifiable(self) -> bool:
         """Whether it is known what the chunks must be."""
         return self._digests is not None
+
+    def __getitem__(self, index: int) -> Chunk:
+        """All that is asked of a chunk on its way into the cache file, in one call."""
+        offset, size = self._blocks[index] << BLOCK_BITS, self._sizes[index]
+        return Chunk(
+            offset,
+            size,
+            offset + size + BLOCK_BYTES - 1 & -BLOCK_BYTES,
+            self._remote_offsets[index],
+            self._remote_sizes[index],
+            bool(self._compressed[index]),
+        )
 
     def offset(self, index: int) -> int:
         return self._blocks[index] << BLOCK_BITS

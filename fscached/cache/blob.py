@@ -25,7 +25,7 @@ class State(enum.IntEnum):
     RESIDENT = 4
 
 
-TRANSITIONS: dict[State, frozenset[State]] = {
+TRANSITIONS: dict[int, frozenset[State]] = {
     State.ABSENT: frozenset({State.PREFETCHING, State.DEMANDED, State.RESIDENT}),
     # A demand fetch overtakes a prefetch: it may bring the chunk twice rather than wait.
     State.PREFETCHING: frozenset({State.ABSENT, State.DEMANDED, State.ARRIVED}),
@@ -146,7 +146,9 @@ class Blob:
         missing = [index for index in covering if self._states[index] != State.RESIDENT]
         if not missing:
             return COMPLETE
-        if any(self._refused_until.get(index, now_s) > now_s for index in missing):
+        if self._refused_until and any(
+            self._refused_until.get(index, now_s) > now_s for index in missing
+        ):
             return REFUSE
         want = Want(ticket, len(missing))
         fetches = []
@@ -213,6 +215,8 @@ class Blob:
         fetch began, a window being longer than a slow link is quick: it is fetched again.
         """
         owned = [i for i in range(fetch.first, fetch.end) if self._owners.get(i) == fetch.number]
+        if not owned:
+            return Lost([], ())
         again = [i for i in owned if late and self._deadlines.get(i, now_s) > now_s]
         self._abandon(owned)
         tickets = self._refuse([i for i in owned if i not in again], now_s)
@@ -283,12 +287,15 @@ class Blob:
     def _fetch(self, first: int, limit_bytes: int, state: State) -> Fetch:
         """Absent chunks from `first` on until `limit_bytes` are reached, the blob ends, or a
         chunk is not absent."""
-        end = first
-        total_bytes = 0
-        while end < self.chunks.count and total_bytes < limit_bytes:
-            if self._states[end] != State.ABSENT or not self._adjacent(first, end):
+        end, start, at = first, 0, 0
+        while end < len(self._states) and self._states[end] == State.ABSENT:
+            offset = self.chunks.offset(end)
+            if end == first:
+                start = offset
+            # Maps built from a bootstrap's chunk table can have gaps: a run ends there.
+            elif offset != at or at - start >= limit_bytes:
                 break
-            total_bytes += self.chunks.padded_end(end) - self.chunks.offset(end)
+            at = self.chunks.padded_end(end)
             end += 1
         return self._own(Run(first, end), state)
 
@@ -299,12 +306,8 @@ class Blob:
             self._owners[index] = self._fetches
         return Fetch(self._fetches, run.first, run.end)
 
-    def _adjacent(self, first: int, index: int) -> bool:
-        """Maps built from a bootstrap's chunk table can have gaps: a run ends there."""
-        return index == first or self.chunks.offset(index) == self.chunks.padded_end(index - 1)
-
     def _move(self, index: int, state: State) -> None:
-        if state not in TRANSITIONS[State(self._states[index])]:
-            was = State(self._states[index]).name
+        if state not in TRANSITIONS[self._states[index]]:
+            was = self.state(index).name
             raise AssertionError(f"chunk {index} cannot become {state.name}: it is {was}")
         self._states[index] = state

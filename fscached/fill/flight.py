@@ -60,9 +60,7 @@ class Cargo(NamedTuple):
 
     def remote_of(self, run: Run) -> tuple[int, int]:
         """The range that holds some of the chunks."""
-        last = run.end - 1
-        end = self.chunks.remote_offset(last) + self.chunks.remote_size(last)
-        return self.chunks.remote_offset(run.first), end
+        return self.chunks.remote_offset(run.first), self.chunks[run.end - 1].remote_end
 
     def batch(self, ready: Sequence[int], limit_bytes: int) -> Run:
         """As many of the chunks that are ready, from the first on, as one worker should take."""
@@ -139,7 +137,7 @@ class Flight:
         chunks, at = self._cargo.chunks, self._start + filled
         while self._next < self._cargo.fetch.end:
             index = self._next
-            if chunks.remote_offset(index) + chunks.remote_size(index) > at:
+            if chunks[index].remote_end > at:
                 break
             self._next += 1
             if self._tower.arrived(self._cargo.fetch, index):

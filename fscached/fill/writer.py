@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from fscached.cache.blob import Run
 from rafs_v6 import ImageError, codec
-from rafs_v6.blob import ChunkMap
+from rafs_v6.blob import Chunk, ChunkMap
 
 SPAN_BYTES = 2 * 1024 * 1024
 """Chunks adjacent in the cache file are written together up to this length."""
@@ -50,59 +50,52 @@ class Writer:
 
         Raises OSError when the file cannot be written; chunks of the run may be in it then.
         """
-        chunks = self._chunks
         landing = Landing()
-        base = chunks.remote_offset(run.first)
-        span = Run(run.first, run.first)
+        base = self._chunks.remote_offset(run.first)
+        first, start, end = run.first, 0, 0
         for index in range(run.first, run.end):
-            if span.end > span.first and self._length(span.first, index + 1) > SPAN_BYTES:
-                self._flush(span, landing)
-                span = Run(index, index)
-            at = chunks.remote_offset(index) - base
-            reason = self._decode(span.first, index, staged[at : at + chunks.remote_size(index)])
+            chunk = self._chunks[index]
+            if end > start and chunk.padded_end - start > SPAN_BYTES:
+                self._flush(Run(first, index), start, end, landing)
+                start = end
+            if end == start:
+                first, start = index, chunk.offset
+            remote = staged[chunk.remote_offset - base : chunk.remote_end - base]
+            reason = self._decode(index, chunk, start, remote)
             if reason is None:
-                span = Run(span.first, index + 1)
+                end = chunk.padded_end
             else:
-                self._flush(span, landing)
                 landing.bad.append((index, reason))
-                span = Run(index + 1, index + 1)
-        self._flush(span, landing)
+                self._flush(Run(first, index), start, end, landing)
+                start = end
+        self._flush(Run(first, run.end), start, end, landing)
         return landing
 
-    def _length(self, first: int, end: int) -> int:
-        return self._chunks.padded_end(end - 1) - self._chunks.offset(first)
-
-    def _decode(self, first: int, index: int, remote: memoryview) -> str | None:
-        """Put one chunk behind those of its span, padded with zeros; or say what is wrong."""
-        chunks = self._chunks
-        start = chunks.offset(index) - chunks.offset(first)
-        end = start + chunks.size(index)
-        span = self._span(start + chunks.padded_end(index) - chunks.offset(index))
-        plain = span[start:end]
+    def _decode(self, index: int, chunk: Chunk, start: int, remote: memoryview) -> str | None:
+        """Put a chunk into the span that starts at byte `start` of the file, padded with zeros;
+        or say what is wrong."""
+        span = _grown(self._local, "span", chunk.padded_end - start)
+        end = chunk.offset + chunk.size - start
+        plain = span[chunk.offset - start : end]
         try:
-            if chunks.compressed(index):
-                codec.decompress_into(chunks.compressor, remote, plain)
+            if chunk.compressed:
+                codec.decompress_into(self._chunks.compressor, remote, plain)
             else:
                 plain[:] = remote
         except ImageError as error:
             return str(error)
-        expected = chunks.digest(index) if self._verify else None
-        if expected is not None and codec.digest(chunks.digester, plain) != expected:
+        expected = self._chunks.digest(index) if self._verify else None
+        if expected is not None and codec.digest(self._chunks.digester, plain) != expected:
             return "its digest is not the one the image names"
-        padding = chunks.padded_end(index) - chunks.offset(index) - chunks.size(index)
+        padding = chunk.padded_end - start - end
         span[end : end + padding] = bytes(padding)
         return None
 
-    def _flush(self, span: Run, landing: Landing) -> None:
-        if span.end == span.first:
-            return
-        length = self._length(span.first, span.end)
-        self._write(self._chunks.offset(span.first), self._span(length)[:length])
-        landing.landed.append(span)
-
-    def _span(self, size_bytes: int) -> memoryview:
-        """This thread's memory for one span."""
-        return _grown(self._local, "span", size_bytes)
+    def _flush(self, span: Run, start: int, end: int, landing: Landing) -> None:
+        """Write the chunks that are bytes [start, end) of the file."""
+        if start < end:
+            self._write(start, _grown(self._local, "span", end - start)[: end - start])
+            landing.landed.append(span)
 
 
 def _grown(local: threading.local, name: str, size_bytes: int) -> memoryview:

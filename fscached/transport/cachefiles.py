@@ -204,26 +204,30 @@ class Cachefiles:
         self._drop(object)
 
     def resident(self, object: ObjectId, size_bytes: int) -> list[tuple[int, int]]:
-        with self._use(object) as opened:
-            try:
-                extents = list(_data_extents(opened.fd, _round_up(size_bytes)))
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                raise NotReady(f"{opened.key}: no file yet") from error
-            opened.ready = True
-            return extents
+        opened = self._hold(object)
+        try:
+            extents = list(_data_extents(opened.fd, _round_up(size_bytes)))
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            raise NotReady(f"{opened.key}: no file yet") from error
+        finally:
+            self._release(opened)
+        opened.ready = True
+        return extents
 
     def write(self, object: ObjectId, offset: int, memory: memoryview) -> None:
         if offset % BLOCK_BYTES or memory.nbytes % BLOCK_BYTES:
             # The kernel would round the offset down and write there (ondemand_fd_write_iter).
             raise OSError(errno.EINVAL, f"{memory.nbytes} bytes at {offset} are not whole blocks")
-        with self._use(object) as opened:
-            try:
-                _write_all(opened.fd, offset, memory)
-            except OSError as error:
-                raise _write_error(opened, offset, memory.nbytes, error) from error
-            opened.ready = True
+        opened = self._hold(object)
+        try:
+            _write_all(opened.fd, offset, memory)
+        except OSError as error:
+            raise _write_error(opened, offset, memory.nbytes, error) from error
+        finally:
+            self._release(opened)
+        opened.ready = True
 
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         # Under the lock, so that the descriptor is this object's for the length of the call.
@@ -359,22 +363,21 @@ class Cachefiles:
                 object,
             )
 
-    @contextlib.contextmanager
-    def _use(self, object: ObjectId) -> Iterator[_Object]:
+    def _hold(self, object: ObjectId) -> _Object:
         """Keep an object's descriptor open for the length of a call."""
         with self._lock:
             opened = self._objects.get(object)
             if opened is None:
                 raise OSError(errno.EBADF, f"object {object} is closed")
             opened.users += 1
-        try:
-            yield opened
-        finally:
-            with self._lock:
-                opened.users -= 1
-                last = opened.closed and not opened.users
-            if last:
-                os.close(opened.fd)
+            return opened
+
+    def _release(self, opened: _Object) -> None:
+        with self._lock:
+            opened.users -= 1
+            last = opened.closed and not opened.users
+        if last:
+            os.close(opened.fd)
 
     def _drop(self, object: ObjectId) -> bool:
         """Forget an object; its descriptor closes with its last user."""
@@ -428,14 +431,12 @@ def _data_extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _write_all(fd: int, offset: int, memory: memoryview) -> None:
-    written = 0
-    while written < memory.nbytes:
-        count = os.pwrite(fd, memory[written:], offset + written)
+    while (count := os.pwrite(fd, memory, offset)) < memory.nbytes:
         # A block that was written in part is written again: only whole blocks go down.
         count -= count % BLOCK_BYTES
         if not count:
             raise OSError(errno.EIO, "the write stopped short")
-        written += count
+        memory, offset = memory[count:], offset + count
 
 
 def _write_error(opened: _Object, offset: int, count: int, error: OSError) -> Exception:
