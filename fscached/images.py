@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fscached.fill.blob import Origin
 from fscached.fill.objects import LocalBootstrap
-from fscached.source import Source
+from fscached.source import Answer, LocalSource, Priority, Source
 from fscached.store import Image
 from fscached.transport import ObjectKey
 from rafs_v6 import ImageError
@@ -38,6 +38,10 @@ class Registration:
         """The bootstrap's key."""
         return ObjectKey(self.volume, self.image.fsid)
 
+    def blobs(self) -> Iterator[tuple[ObjectKey, BlobEntry]]:
+        """The keys of its blobs, and what its bootstrap says of them."""
+        return ((ObjectKey(self.volume, entry.blob_id), entry) for entry in self.image.blobs)
+
 
 class Images:
     """All registrations. `chunks` loads the verified chunk map of one blob of one image."""
@@ -45,6 +49,8 @@ class Images:
     def __init__(self, chunks: Callable[[Registration, BlobEntry], Awaitable[ChunkMap]]) -> None:
         self._load = chunks
         self._by_key: dict[ObjectKey, Registration] = {}
+        self._by_blob: dict[ObjectKey, dict[str, tuple[Registration, BlobEntry]]] = {}
+        """Who has a blob, by fsid; the first of them serves it."""
         self._maps: dict[ObjectKey, asyncio.Future[ChunkMap]] = {}
 
     def __iter__(self) -> Iterator[Registration]:
@@ -59,22 +65,28 @@ class Images:
         Raises ImageError for a blob that another image of the volume describes differently: one
         of them lies, and its cache file would be the other's.
         """
-        for entry in registration.image.blobs:
-            owner = self._owner(registration.volume, entry.blob_id)
+        for key, entry in registration.blobs():
+            owner = self.owner(key)
             if owner is not None and _identity(owner[1]) != _identity(entry):
                 raise ImageError(
                     f"blob {entry.blob_id[:12]} is another one in {owner[0].image.reference} of "
                     f"the same domain: mount one of the images in a domain of its own"
                 )
+        before = self._by_key.get(registration.key)
+        if before is not None:
+            self._withdraw(before)
         self._by_key[registration.key] = registration
+        for key, entry in registration.blobs():
+            self._by_blob.setdefault(key, {})[registration.image.fsid] = (registration, entry)
 
     def unbind(self, volume: str, fsid: str) -> Registration | None:
         """Forget an image. What the kernel has open keeps working."""
         gone = self._by_key.pop(ObjectKey(volume, fsid), None)
         if gone is not None:
-            for entry in gone.image.blobs:
-                if self._owner(volume, entry.blob_id) is None:
-                    self._maps.pop(ObjectKey(volume, entry.blob_id), None)
+            self._withdraw(gone)
+            for key, _ in gone.blobs():
+                if self.owner(key) is None:
+                    self._maps.pop(key, None)
         return gone
 
     def get(self, volume: str, fsid: str) -> Registration | None:
@@ -86,37 +98,39 @@ class Images:
         registration = self._by_key.get(key)
         if registration is not None:
             return LocalBootstrap(registration.image.path, registration.image.size_bytes)
-        owner = self._owner(key.volume, key.cookie)
+        owner = self.owner(key)
         if owner is None:
             return None
         registration, entry = owner
+        source = registration.source
         return Origin(
             entry.blob_id,
             entry.uncompressed_size,
-            registration.source,
-            lambda: self._chunks(key, registration, entry),
+            source if isinstance(source, LocalSource) else _Serving(self, key, source),
+            lambda: self._chunks(key, owner),
         )
 
     def prefetches(self, key: ObjectKey) -> bool:
         """Whether a blob is to be brought before anybody asks."""
-        owner = self._owner(key.volume, key.cookie)
+        owner = self.owner(key)
         return owner is not None and owner[0].prefetch
 
-    def _owner(self, volume: str, blob_id: str) -> tuple[Registration, BlobEntry] | None:
-        for registration in self._by_key.values():
-            if registration.volume == volume:
-                entry = registration.image.blob(blob_id)
-                if entry is not None:
-                    return registration, entry
-        return None
+    def owner(self, key: ObjectKey) -> tuple[Registration, BlobEntry] | None:
+        """The registration that serves a blob now, and what it says of it."""
+        return next(iter(self._by_blob.get(key, {}).values()), None)
 
-    async def _chunks(
-        self, key: ObjectKey, registration: Registration, entry: BlobEntry
-    ) -> ChunkMap:
+    def _withdraw(self, registration: Registration) -> None:
+        for key, _ in registration.blobs():
+            if owners := self._by_blob.get(key):
+                owners.pop(registration.image.fsid, None)
+                if not owners:
+                    del self._by_blob[key]
+
+    async def _chunks(self, key: ObjectKey, opened: tuple[Registration, BlobEntry]) -> ChunkMap:
         """One load per blob however many ask; one that failed is forgotten."""
         future = self._maps.get(key)
         if future is None:
-            future = asyncio.ensure_future(self._load(registration, entry))
+            future = asyncio.ensure_future(self._load(*(self.owner(key) or opened)))
             self._maps[key] = future
             future.add_done_callback(lambda done: self._loaded(key, done))
         return await asyncio.shield(future)
@@ -124,6 +138,36 @@ class Images:
     def _loaded(self, key: ObjectKey, future: asyncio.Future[ChunkMap]) -> None:
         if future.cancelled() or future.exception() is not None:
             self._maps.pop(key, None)
+
+
+class _Serving:
+    """The source of an open blob: that of the registration that serves it now. Its credentials may
+    be renewed, and of two images that share it one may go, while the kernel has it open."""
+
+    def __init__(self, images: Images, key: ObjectKey, source: Source) -> None:
+        self.name = source.name
+        self._images = images
+        self._key = key
+        self._source = source
+
+    async def read(
+        self,
+        blob_id: str,
+        start: int,
+        end: int,
+        priority: Priority,
+        feed: Callable[[memoryview], None],
+        deadline_s: float,
+    ) -> Answer:
+        """See Source."""
+        owner = self._images.owner(self._key)
+        if owner is not None:
+            self._source = owner[0].source
+            self.name = self._source.name
+        return await self._source.read(blob_id, start, end, priority, feed, deadline_s)
+
+    async def close(self) -> None:
+        """Nothing is this blob's alone."""
 
 
 def _identity(entry: BlobEntry) -> tuple[object, ...]:

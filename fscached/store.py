@@ -49,10 +49,6 @@ class Image:
     size_bytes: int
     blobs: tuple[BlobEntry, ...]
 
-    def blob(self, blob_id: str) -> BlobEntry | None:
-        """The entry of one of its data blobs."""
-        return next((entry for entry in self.blobs if entry.blob_id == blob_id), None)
-
 
 def bootstrap_layer(manifest: Mapping[str, Any]) -> tuple[str, int, frozenset[str]]:
     """Digest and size of a manifest's bootstrap layer, and the blob ids of its data layers.

@@ -9,6 +9,7 @@ import pytest
 
 from fscached.fill.objects import LocalBootstrap
 from fscached.images import Images, Registration
+from fscached.source import Priority
 from fscached.store import Image, Store
 from fscached.transport import ObjectKey
 from rafs_v6 import ImageError
@@ -59,6 +60,31 @@ def test_a_blob_lives_as_long_as_one_image_has_it(image):
     bound = images(registration(image), registration(second))
     bound.unbind("domain", image.fsid)
     assert bound.lookup(ObjectKey("domain", image.blobs[0].blob_id)) is not None
+
+
+def test_an_open_blob_is_read_from_who_serves_it_now(image):
+    """Its image may be bound again with other credentials, or leave it to another image."""
+
+    async def read(source) -> None:
+        await source.read(image.blobs[0].blob_id, 0, 1, Priority.DEMAND, lambda _: None, 1.0)
+
+    async def scene() -> None:
+        second = dataclasses.replace(image, fsid="2" * 64)
+        first, renewed, shared = (BlobFile(b"a") for _ in range(3))
+        bound = images(Registration(image, "domain", first, prefetch=False))
+        origin = bound.lookup(ObjectKey("domain", image.blobs[0].blob_id))
+        bound.bind(Registration(image, "domain", renewed, prefetch=False))
+        await read(origin.source)
+        assert (first.reads, renewed.reads) == (0, 1)
+        bound.bind(Registration(second, "domain", shared, prefetch=False))
+        bound.unbind("domain", image.fsid)
+        await read(origin.source)
+        assert (first.reads, renewed.reads, shared.reads) == (0, 1, 1)
+        bound.unbind("domain", second.fsid)
+        await read(origin.source)
+        assert shared.reads == 2
+
+    asyncio.run(scene())
 
 
 def test_one_id_for_two_blobs_is_refused(image):

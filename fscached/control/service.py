@@ -36,7 +36,6 @@ from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.directory import Directory
 from fscached.source.reference import Reference, ReferenceError
 from fscached.source.registries import Registries
-from fscached.source.registry import Registry
 from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
 from fscached.transport import ObjectKey
 from rafs_v6 import ImageError
@@ -190,8 +189,6 @@ class ControlService:
                 raise
             log.warning("%s: taken as it was known: %s", reference, error)
             return known
-        finally:
-            self._registries.release(distribution)
 
     def _image(self, binding: Binding) -> Image:
         """The image of a binding, from the local disk. Raises OSError, ImageError."""
@@ -205,7 +202,6 @@ class ControlService:
         """Raises SourceError for a source that cannot be, ImageError for a blob that is another
         one in an image of the same volume."""
         key = ObjectKey(binding.volume, binding.fsid)
-        before = self._images.get(*key)
         source = self._source(binding)
         prefetch = self._config.prefetch.enabled
         if binding.entry is not None:
@@ -213,8 +209,6 @@ class ControlService:
         self._images.bind(Registration(image, binding.volume, source, prefetch))
         self._bindings[key] = binding
         self._leaving.discard(key)
-        if before is not None and isinstance(before.source, Registry):
-            self._registries.release(before.source)
 
     def _source(self, binding: Binding) -> Source:
         if binding.entry is None:
@@ -255,9 +249,7 @@ class ControlService:
             return
         self._leaving.remove(key)
         del self._bindings[key]
-        registration = self._images.unbind(*key)
-        if registration is not None and isinstance(registration.source, Registry):
-            self._registries.release(registration.source)
+        self._images.unbind(*key)
         self._save()
 
     def _save(self) -> None:

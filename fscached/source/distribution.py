@@ -82,8 +82,9 @@ class Distribution:
         insecure: Collection[str] = (),
         patience: Patience,
         manifest_limit_bytes: int,
+        traffic: Traffic | None = None,
     ) -> None:
-        self.traffic = Traffic()
+        self.traffic = traffic if traffic is not None else Traffic()
         self._exchange = exchange
         self._tokens = tokens
         self._keychain = keychain

@@ -36,9 +36,8 @@ class Registries:
             stall_timeout_s=source.stall_timeout_s,
             prefetch_quiet_s=config.prefetch.quiet_s,
         )
-        self._given_up = Traffic()
-        self._sources: list[Registry] = []
-        self._distributions: list[Distribution] = []
+        self.traffic = Traffic()
+        """What was spent on all of them; requests for tokens go elsewhere and are not counted."""
 
     def source(
         self, host: str, repository: str, credential: Credential | None, scheme: str = ""
@@ -47,7 +46,7 @@ class Registries:
 
         Raises SourceError for names that are none.
         """
-        registry = Registry(
+        return Registry(
             host,
             repository,
             scheme=scheme or scheme_of(host, host in self._config.insecure_registries),
@@ -56,41 +55,20 @@ class Registries:
             keychain=self._keychain(credential),
             trust=self._trust,
             patience=self._patience(sys.maxsize),
+            traffic=self.traffic,
         )
-        self._sources.append(registry)
-        return registry
 
     def distribution(self, credential: Credential | None) -> Distribution:
         """For manifests and bootstraps, with a few tries each."""
-        distribution = Distribution(
+        return Distribution(
             exchange=self._exchange,
             tokens=self._tokens,
             keychain=self._keychain(credential),
             insecure=self._config.insecure_registries,
             patience=self._patience(self._config.retries),
             manifest_limit_bytes=self._config.manifest_limit_bytes,
+            traffic=self.traffic,
         )
-        self._distributions.append(distribution)
-        return distribution
-
-    def release(self, source: Registry | Distribution) -> None:
-        """No longer needed; what it has spent stays counted."""
-        self._given_up.add(source.traffic)
-        if isinstance(source, Registry):
-            self._sources.remove(source)
-        else:
-            self._distributions.remove(source)
-
-    @property
-    def traffic(self) -> Traffic:
-        """What was spent on all of them; requests for tokens go elsewhere and are not counted."""
-        total = Traffic()
-        total.add(self._given_up)
-        for source in self._sources:
-            total.add(source.traffic)
-        for distribution in self._distributions:
-            total.add(distribution.traffic)
-        return total
 
     async def close(self) -> None:
         """End what is under way and close all connections."""

@@ -61,7 +61,7 @@ class Registry:
     """One repository. `host` is `host[:port]`, `scheme` https or http; `redirect_limit_s` is how
     long the target of a redirect is used at most, whatever its signature promises.
 
-    `traffic` counts requests for blobs, not those for tokens (see Tokens).
+    `traffic` counts requests for blobs, not those for tokens (see Tokens); it may be shared.
     """
 
     def __init__(
@@ -76,12 +76,13 @@ class Registry:
         trust: Trust,
         patience: Patience,
         redirect_limit_s: float = 300.0,
+        traffic: Traffic | None = None,
     ) -> None:
         """Raises SourceError (LOCAL) for names that are none."""
         if not REPOSITORY.fullmatch(repository):
             raise SourceError(f"{repository[:255]!r} is no name of a repository", Fault.LOCAL)
         self.name = f"{host}/{repository}"
-        self.traffic = Traffic()
+        self.traffic = traffic if traffic is not None else Traffic()
         self._origin = origin_of(f"{scheme}://{host}")
         self._blobs = f"{scheme}://{host}/v2/{repository}/blobs/sha256:"
         self._transfers = transfers
