@@ -11,6 +11,7 @@ import asyncio
 import errno
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeVar
@@ -25,21 +26,30 @@ longer than a READ takes."""
 
 
 class Crew:
-    """Workers that take tasks in order. Make it in the running event loop."""
+    """Workers that take urgent tasks in order, then the others. Make it in the running loop."""
 
     def __init__(self, workers: int, pool: Pool) -> None:
         self.workers = workers
         self.pool = pool
         self._loop = asyncio.get_running_loop()
         self._closed = False
-        self._tasks: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._urgent: deque[Callable[[], None]] = deque()
+        self._later: deque[Callable[[], None]] = deque()
+        self._turns: SimpleQueue[bool] = SimpleQueue()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         for number in range(workers):
             threading.Thread(target=self._work, name=f"fill-{number}", daemon=True).start()
 
-    def start(self, task: Callable[[], T], ended: Callable[[T | Exception], None]) -> None:
-        """Have a worker run `task`; then `ended` is called in the event loop with what it
-        returned or raised."""
+    @property
+    def behind(self) -> bool:
+        """Whether there is more to do than hands: what nobody waits for had better not begin."""
+        return len(self._later) >= self.workers
+
+    def start(
+        self, task: Callable[[], T], ended: Callable[[T | Exception], None], urgent: bool = True
+    ) -> None:
+        """Have a worker run `task`, an urgent one before all that are not; then `ended` is called
+        in the event loop with what it returned or raised."""
 
         def run() -> None:
             outcome: T | Exception
@@ -52,7 +62,8 @@ class Crew:
         if self._closed:
             self._loop.call_soon(ended, OSError(errno.ESHUTDOWN, "the daemon is ending"))
         else:
-            self._tasks.put(run)
+            (self._urgent if urgent else self._later).append(run)
+            self._turns.put(True)
 
     async def run(self, task: Callable[[], T]) -> T:
         """Have a worker run `task` and wait for what it returns or raises."""
@@ -73,11 +84,18 @@ class Crew:
         """Let the workers go when they have done what they were given; nobody waits for them."""
         self._closed = True
         for _ in range(self.workers):
-            self._tasks.put(None)
+            self._turns.put(False)
 
     def _work(self) -> None:
-        while (run := self._tasks.get()) is not None:
+        while self._turns.get():
             try:
-                run()
+                self._next()()
             except RuntimeError:
                 return  # the event loop has ended, and with it whoever asked
+
+    def _next(self) -> Callable[[], None]:
+        """One task for every turn: of the urgent ones, if there are any left when it is taken."""
+        try:
+            return self._urgent.popleft()
+        except IndexError:
+            return self._later.popleft()

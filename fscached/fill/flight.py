@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -18,8 +18,8 @@ from fscached.fill.writer import Landing, Writer
 from fscached.source import Answer, LocalSource, Priority, Source
 from rafs_v6.blob import ChunkMap
 
-BATCH_BYTES = 1024 * 1024
-"""Uncompressed bytes given to one worker at a time; more would keep the other cores waiting."""
+BATCH_BYTES = 256 * 1024
+"""Uncompressed bytes given to one worker at a time: how long an urgent one waits for its turn."""
 
 FIRST_BATCH_BYTES = 128 * 1024
 """Of a fetch's first batch: a READ is not longer, and its reader waits."""
@@ -152,9 +152,8 @@ class Flight:
             start, end = self._cargo.remote_of(run)
             staged = self._view[start - self._start : end - self._start]
             tickets = self._tower.completing(run)
-            self._crew.start(
-                partial(_land, self._cargo, self._tower, run, tickets, staged), self._worked
-            )
+            task = partial(_land, self._cargo, self._tower, run, tickets, staged)
+            self._crew.start(task, self._worked, urgent=bool(tickets))
             self._working += 1
 
     def _worked(self, outcome: Landing | Exception) -> None:
@@ -198,25 +197,20 @@ class Hop:
         self._error: Exception | None = None
 
     def go(self, source: LocalSource) -> None:
-        """Begin. The first batch is short: its reader waits."""
-        runs = list(self._runs())
-        self._working = len(runs)
-        if not runs:
-            self._ended(None)
-        for run in runs:
-            tickets = self._tower.completing(run)
-            self._crew.start(partial(self._bring, source, run, tickets), self._worked)
-
-    def _runs(self) -> Iterator[Run]:
+        """Begin with a short batch, since its reader waits. The rest of the window is left out
+        when the workers are behind: nobody waits for it, and it is here whenever it is wanted."""
         fetch, limit_bytes = self._cargo.fetch, FIRST_BATCH_BYTES
-        ready = [
-            index for index in range(fetch.first, fetch.end) if self._tower.arrived(fetch, index)
-        ]
-        while ready:
-            run = self._cargo.batch(ready, limit_bytes)
-            del ready[: run.end - run.first]
-            limit_bytes = BATCH_BYTES
-            yield run
+        at = fetch.first
+        while at < fetch.end and not (at > fetch.first and self._crew.behind):
+            run = self._cargo.batch(range(at, fetch.end), limit_bytes)
+            at, limit_bytes = run.end, BATCH_BYTES
+            for index in range(run.first, run.end):
+                # The fetch was made in this very turn of the loop: all of it is its own.
+                assert self._tower.arrived(fetch, index)
+            tickets = self._tower.completing(run)
+            task = partial(self._bring, source, run, tickets)
+            self._crew.start(task, self._worked, urgent=bool(tickets))
+            self._working += 1
 
     def _bring(self, source: LocalSource, run: Run, tickets: list[int]) -> Landing:
         """A worker's task: as `_land`, reading first."""

@@ -51,3 +51,28 @@ async def test_what_was_begun_before_the_end_is_finished():
     await asyncio.sleep(0)
     crew.close()
     assert await pending == "done"
+
+
+async def test_urgent_tasks_overtake_the_others():
+    """A reader does not wait for what nobody waits for."""
+    crew = Crew(1, Pool(1))
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+    done = asyncio.Event()
+
+    def hold() -> str:
+        begun.set()
+        go_on.wait()
+        return "held"
+
+    crew.start(hold, order.append)
+    begun.wait()
+    for name in ("later 1", "later 2"):
+        crew.start(lambda name=name: name, order.append, urgent=False)
+    assert crew.behind
+    crew.start(lambda: "urgent", order.append)
+    crew.start(lambda: None, lambda _: done.set(), urgent=False)
+    go_on.set()
+    await done.wait()
+    assert order == ["held", "urgent", "later 1", "later 2"]
+    crew.close()
