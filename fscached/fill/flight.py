@@ -205,8 +205,9 @@ class Hop:
             run = self._cargo.batch(range(at, fetch.end), limit_bytes)
             at, limit_bytes = run.end, BATCH_BYTES
             for index in range(run.first, run.end):
+                useful = self._tower.arrived(fetch, index)
                 # The fetch was made in this very turn of the loop: all of it is its own.
-                assert self._tower.arrived(fetch, index)
+                assert useful
             tickets = self._tower.completing(run)
             task = partial(self._bring, source, run, tickets)
             self._crew.start(task, self._worked, urgent=bool(tickets))
