@@ -64,20 +64,6 @@ def node(started: Node) -> Iterator[Node]:
         started.end()
 
 
-def everything(node: Node, images: Small, name: str, directory: str) -> bool:
-    """Whether every file of the image that is mounted there reads right."""
-    files = images.files(name)
-    read = node.read("whole", *(f"{directory}/{path}" for path in files))
-    return dict(zip(files, read, strict=True)) == files
-
-
-def right(node: Node, images: Small, name: str, directory: str) -> bool:
-    """Whether two files of many chunks do."""
-    expected = [images.files(name)[path] for path in noise(name)]
-    read: list[str] = node.read("whole", *(f"{directory}/{path}" for path in noise(name)))
-    return read == expected
-
-
 def eventually(true: Callable[[], bool]) -> bool:
     """CLOSE messages come a little after the umount they tell of."""
     deadline = time.monotonic() + LETTING_GO_S
@@ -105,7 +91,7 @@ def test_umount_lets_everything_go(node: Node) -> None:
     node.guest.reset_cachefiles_counts()
     for name, directory in ((ONE, MOUNT), (TWO, OTHER), (PAIR, THIRD)):
         node.mount(name, directory)
-        node.read("whole", *(f"{directory}/{path}" for path in noise(name)))
+        node.digests(directory, noise(name))
     # Three bootstraps; two blobs each, one of them shared.
     assert node.descriptors() == 3 + 5
     for directory in (MOUNT, OTHER, THIRD):
@@ -119,6 +105,7 @@ def test_umount_lets_everything_go(node: Node) -> None:
 
 def test_second_mount_point_is_a_bind(node: Node, images: Small) -> None:
     """It costs no OPEN, outlives the first mount point, and the image is forgotten after both."""
+    few = {path: images.files(ONE)[path] for path in noise(ONE)}
     node.mount(ONE, MOUNT)
     opens = node.guest.cachefiles_counts()["open"]
     assert "second mount point" in node.mount(ONE, OTHER)
@@ -127,13 +114,13 @@ def test_second_mount_point_is_a_bind(node: Node, images: Small) -> None:
     (shown,) = json.loads(node.guest.run(["fscached", "status", "-o", "json"]).stdout)["images"]
     assert shown["mounts"] == [MOUNT, OTHER]
     node.daemon.umount(MOUNT)
-    assert right(node, images, ONE, OTHER)
+    assert node.digests(OTHER, few) == few
     assert len(node.daemon.status()["images"]) == 1
     node.daemon.umount(OTHER)
     assert node.daemon.status()["images"] == []
     assert eventually(lambda: node.descriptors() == 0)
     node.mount(ONE, MOUNT)
-    assert right(node, images, ONE, MOUNT)
+    assert node.digests(MOUNT, few) == few
 
 
 def device(node: Node, directory: str) -> str:
@@ -165,11 +152,11 @@ def test_replaced_daemon_fetches_nothing_twice(node: Node, images: Small) -> Non
     blob comes once, and nothing is left open at the end."""
     node.mount(REPLACED, MOUNT)
     (blob_id,) = once = images.once_bytes(REPLACED)
-    node.read("whole", f"{MOUNT}/{noise(REPLACED)[0]}")
+    node.digests(MOUNT, noise(REPLACED)[:1])
     before = node.blob_bytes()[blob_id]
     node.daemon.replace()
     drop_caches(node.guest)
-    assert everything(node, images, REPLACED, MOUNT)
+    assert node.digests(MOUNT, images.files(REPLACED)) == images.files(REPLACED)
     assert 0 < before < node.blob_bytes()[blob_id] == once[blob_id]
     node.daemon.umount(MOUNT)
     assert eventually(lambda: node.descriptors() == 0)
@@ -192,15 +179,15 @@ def test_restarted_daemon_fetches_nothing_twice(node: Node, images: Small) -> No
     and the rest comes once."""
     node.mount(RESTARTED, MOUNT)
     (blob_id,) = once = images.once_bytes(RESTARTED)
-    node.read("whole", f"{MOUNT}/{noise(RESTARTED)[0]}")
+    node.digests(MOUNT, noise(RESTARTED)[:1])
     node.daemon.umount(MOUNT)
     assert node.daemon.stop() == 0
     before = node.blob_bytes()[blob_id]
     node.daemon.start()
     node.mount(RESTARTED, MOUNT)
-    node.read("whole", f"{MOUNT}/{noise(RESTARTED)[0]}")
+    node.digests(MOUNT, noise(RESTARTED)[:1])
     assert node.blob_bytes()[blob_id] == before
-    assert everything(node, images, RESTARTED, MOUNT)
+    assert node.digests(MOUNT, images.files(RESTARTED)) == images.files(RESTARTED)
     assert before < node.blob_bytes()[blob_id] == once[blob_id]
 
 
@@ -208,7 +195,7 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     """An image that is all here mounts and runs while the registry is down, also for a daemon
     that has never spoken with it."""
     node.mount(ONE, MOUNT)
-    assert everything(node, images, ONE, MOUNT)
+    assert node.digests(MOUNT, images.files(ONE)) == images.files(ONE)
     node.daemon.umount(MOUNT)
     node.daemon.stop()
     node.registry.stop()
@@ -216,7 +203,7 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     node.mount(ONE, MOUNT)
     shell = ["chroot", MOUNT, f"/{PROGRAM}", "sh", "-c", "echo runs"]
     assert node.guest.run(shell).stdout == "runs\n"
-    assert everything(node, images, ONE, MOUNT)
+    assert node.digests(MOUNT, images.files(ONE)) == images.files(ONE)
     assert node.daemon.status()["totals"]["received_bytes"] == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from typing import Any
 
 from harness import disk
@@ -74,6 +75,11 @@ class Node:
         if done.returncode != 0:
             raise CommandFailed(f"reader {reader.argv[3:]}: {done.stderr}")
         return json.loads(done.stdout)
+
+    def digests(self, directory: str, paths: Collection[str]) -> dict[str, str]:
+        """The sha256 of these files as they are mounted there, or the error of reading them."""
+        read = self.read("whole", *(f"{directory}/{path}" for path in paths))
+        return dict(zip(paths, read, strict=True))
 
     def listing(self, directory: str, *, timeout_s: float = 600.0) -> str:
         """What is mounted there, as `harness.listing` tells it. Reads every file."""
