@@ -18,12 +18,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypedDict
 
 from harness.noise import BLOCK_BYTES, block
+from harness.tracepoints import hits
 
 if TYPE_CHECKING:
     from harness.guest import Guest, Process
 
 CALL_BLOCKS = 32
 """Blocks of one read(2): 128 KiB, as much as the kernel asks for at once."""
+
+PAUSE_S = (0.025, 0.06)
+"""Between two misses, shortest and longest: prefetch goes on 20 ms after the last one."""
 
 
 class Seen(TypedDict):
@@ -148,8 +152,37 @@ def fault(root: str, name: str, number: str) -> Seen:
     return inspector.seen
 
 
-KINDS: dict[str, Callable[..., Seen]] = {
-    kind.__name__: kind for kind in (stream, pages, call, fault)
+def misses(root: str, seed: str, chunk_blocks: str, *names: str) -> list[float]:
+    """How long reads of one random page took, in seconds: one of each chunk, in a random order,
+    with a pause before each. Only those are told for which the kernel asked the daemon."""
+    rng = random.Random(seed)
+    inspector = Inspector(root)
+    fds = {name: inspector.open(name) for name in names}
+    for fd in fds.values():
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    step = int(chunk_blocks)
+    chunks = [
+        (name, first)
+        for name, fd in fds.items()
+        for first in range(0, os.fstat(fd).st_size // BLOCK_BYTES, step)
+    ]
+    rng.shuffle(chunks)
+    took = []
+    for name, first in chunks:
+        number = first + rng.randrange(step)
+        before = hits("read")
+        time.sleep(rng.uniform(*PAUSE_S))
+        began = time.monotonic()
+        inspector.read(name, fds[name], number, 1)
+        seconds = time.monotonic() - began
+        if hits("read") > before:
+            took.append(seconds)
+    assert not inspector.seen["wrong"] and inspector.seen["error"] is None
+    return took
+
+
+KINDS: dict[str, Callable[..., object]] = {
+    kind.__name__: kind for kind in (stream, pages, call, fault, misses)
 }
 
 if __name__ == "__main__":

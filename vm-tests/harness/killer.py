@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import select
 import signal
 import sys
@@ -18,10 +17,9 @@ import time
 from collections.abc import Sequence
 from typing import TypedDict
 
-TRACING = "/sys/kernel/tracing/events/cachefiles/cachefiles_ondemand_{}/hist"
-ANSWERS = {"read": "cread", "open": "copen"}
-HITS = re.compile(r"Hits: (\d+)")
+from harness.tracepoints import hits
 
+ANSWERS = {"read": "cread", "open": "copen"}
 LOOK_S = 0.005
 
 
@@ -142,17 +140,11 @@ def _zombie(pid: int) -> bool:
 
 
 def _messages() -> dict[str, int]:
-    return {name: _hits(name) for name in ANSWERS}
+    return {name: hits(name) for name in ANSWERS}
 
 
 def _answers() -> dict[str, int]:
-    return {name: _hits(answer) for name, answer in ANSWERS.items()}
-
-
-def _hits(name: str) -> int:
-    with open(TRACING.format(name)) as file:
-        found = HITS.search(file.read())
-    return int(found[1]) if found else 0
+    return {name: hits(answer) for name, answer in ANSWERS.items()}
 
 
 if __name__ == "__main__":

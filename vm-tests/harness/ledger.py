@@ -27,13 +27,15 @@ class Ledger:
         self.address = f"127.0.0.1:{PORT}"
         self._guest = guest
         self._origin_port = registry.address.rpartition(":")[2]
+        self._storage = registry.storage
         self._file = f"/run/ledger-{PORT}"
         self._process: Process | None = None
 
     def start(self, bytes_per_s: float = float("inf")) -> None:
         """Start it with an empty ledger and wait until it answers."""
         self._guest.run(["rm", "-f", self._file])
-        words = [str(PORT), self._origin_port, self._file, str(bytes_per_s)]
+        storage = f"{self._storage}/docker/registry/v2/blobs/sha256"
+        words = [str(PORT), self._origin_port, storage, self._file, str(bytes_per_s)]
         self._process = self._guest.start(
             ["/usr/bin/python3", "-m", "harness.proxy", *words],
             cwd="/run",
@@ -56,7 +58,7 @@ class Ledger:
 
     def asked(self, blob_id: str) -> list[Asked]:
         """What was asked of a blob since the start, in that order."""
-        rows = map(json.loads, self._guest.get(self._file).decode().splitlines())
+        rows = map(json.loads, self._guest.get(self._file).splitlines())
         return [
-            Asked(row["at_s"], row["start"], row["end"]) for row in rows if blob_id in row["path"]
+            Asked(row["at_s"], row["start"], row["end"]) for row in rows if row["blob"] == blob_id
         ]

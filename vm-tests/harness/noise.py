@@ -37,11 +37,11 @@ class Shape(NamedTuple):
 
 OUTAGE = tuple(f"noise/outage-{number}:latest" for number in range(7))
 CRASH = ("noise/crash-a:latest", "noise/crash-b:latest")
-LINKS = tuple(f"noise/link-{number}:latest" for number in range(4))
+LINKS = tuple(f"noise/link-{number}:latest" for number in range(5))
 
 IMAGES = {
     **dict.fromkeys(OUTAGE, Shape(4, 4 * MIB, MIB)),
-    **dict.fromkeys(CRASH, Shape(4, 6 * MIB, MIB // 16)),
+    **dict.fromkeys(CRASH, Shape(4, 4 * MIB, MIB // 16)),
     **dict.fromkeys(LINKS, Shape(4, 10 * MIB, MIB // 4)),
 }
 

@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 BUSYBOX = Path("/bin/busybox")
 GUEST_FILES = (
     *("__init__.py", "wire.py", "agent.py", "listing.py", "reader.py"),
-    *("noise.py", "inspector.py", "proxy.py", "killer.py"),
+    *("noise.py", "inspector.py", "proxy.py", "killer.py", "tracepoints.py"),
 )
 
 # oops=panic, panic=-1 and -no-reboot: a broken guest ends its QEMU instead of limping on.

@@ -1,0 +1,124 @@
+"""The rest of an image, brought while nobody asks: all of it, once, and in nobody's way."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from harness import disk, inspector, link, noise
+from harness.daemon import drop_caches
+from harness.guest import Guest
+from harness.ledger import Ledger
+from harness.node import Node
+from harness.registry import Registry
+
+WHOLE, *LINKS = noise.LINKS
+SHAPE = noise.IMAGES[WHOLE]
+MOUNT = "/mnt/image"
+
+PATIENCE_S = 120.0
+
+BYTES_PER_S = 10_000_000
+ROUND_TRIP_MS = 20.0
+TIMES = 1.3
+"""How much longer the slowest hundredth of misses may take while prefetch is at work."""
+
+WINDOW = {"window_bytes": SHAPE.chunk_bytes, "window_limit_bytes": SHAPE.chunk_bytes}
+
+TURNS = (True, False, True, False)
+"""Prefetch on or off for each image: on leaves less of it to miss. In turns, so that what else the
+machine does troubles both."""
+
+
+@pytest.fixture(scope="module")
+def guest(boot_guest: Callable[..., Guest], tmp_path_factory: pytest.TempPathFactory) -> Guest:
+    cache = disk.cache(tmp_path_factory.mktemp("disks") / "cache.ext4")
+    return boot_guest(disks=[cache, noise.origin().disk])
+
+
+@pytest.fixture
+def node(guest: Guest) -> Iterator[Node]:
+    node = Node(guest, Registry(guest))
+    node.registry.start()
+    yield node
+    node.end()
+    node.registry.stop()
+
+
+@pytest.fixture
+def ledger(node: Node) -> Iterator[Ledger]:
+    ledger = Ledger(node.guest, node.registry)
+    ledger.start()
+    yield ledger
+    ledger.stop()
+
+
+def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> None:
+    """Every byte is asked for once while nobody reads, and whoever reads later asks nobody."""
+    [blob_id] = noise.origin().blob_ids(WHOLE)
+    node.begin({"prefetch": {"enabled": True}})
+    node.daemon.mount(f"{ledger.address}/{WHOLE}", MOUNT)
+    _await_whole(node)
+    asked = ledger.asked(blob_id)
+    of_data = sorted((one.start, one.end) for one in asked if one.start < SHAPE.blob_bytes)
+    assert [start for start, _ in of_data] == [0, *(end for _, end in of_data[:-1])]
+    assert of_data[-1][1] == SHAPE.blob_bytes
+    reads = node.guest.cachefiles_counts()["read"]
+    drop_caches(node.guest)
+    reader = inspector.start(node.guest, "stream", MOUNT, *noise.names(WHOLE), timeout_s=PATIENCE_S)
+    seen = inspector.seen(reader, timeout_s=PATIENCE_S)
+    assert (seen["error"], seen["wrong"]) == (None, [])
+    assert node.guest.cachefiles_counts()["read"] == reads
+    assert ledger.asked(blob_id) == asked
+
+
+def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int) -> None:
+    """The slowest hundredth of random cold reads of 4 KiB on a shaped link, with and without it.
+
+    A window is one chunk of 256 KiB here, so that a small image has many misses; with the 1 MiB of
+    the defaults what prefetch has on the link would weigh less beside it.
+    """
+    took: dict[bool, list[float]] = {False: [], True: []}
+    node.begin()
+    for prefetch, image in zip(TURNS, LINKS, strict=True):
+        node.daemon.configure({"prefetch": {"enabled": prefetch}, "fetch": dict(WINDOW)})
+        node.daemon.replace()
+        with link.shaped(node.guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS):
+            node.daemon.mount(f"{ledger.address}/{image}", MOUNT)
+            took[prefetch] += _misses(node, image, seed)
+        node.daemon.umount(MOUNT)
+    p99 = {prefetch: statistics.quantiles(took[prefetch], n=100)[98] for prefetch in took}
+    facts: dict[str, dict[str, int]] = {
+        ("on" if prefetch else "off"): {
+            "misses": len(took[prefetch]),
+            "p50_ms": round(statistics.median(took[prefetch]) * 1000),
+            "p99_ms": round(p99[prefetch] * 1000),
+        }
+        for prefetch in took
+    }
+    print(f"prefetch: {facts}")
+    assert min(map(len, took.values())) > 100, facts
+    assert p99[True] <= TIMES * p99[False], facts
+
+
+def _misses(node: Node, image: str, seed: int) -> list[float]:
+    words = [seed, SHAPE.chunk_bytes // noise.BLOCK_BYTES, *noise.names(image)]
+    reader = inspector.start(node.guest, "misses", MOUNT, *words, timeout_s=PATIENCE_S)
+    done = reader.wait(PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    took: list[float] = json.loads(done.stdout)
+    return took
+
+
+def _await_whole(node: Node) -> None:
+    """Wait until all blobs of all images are resident."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        blobs = [blob for image in node.daemon.status()["images"] for blob in image["blobs"]]
+        if all(blob["resident_bytes"] == blob["size_bytes"] for blob in blobs):
+            return
+        assert time.monotonic() < deadline, blobs
+        time.sleep(0.1)
