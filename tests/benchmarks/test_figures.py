@@ -1,0 +1,51 @@
+"""What a bench makes of what it has measured."""
+
+from __future__ import annotations
+
+import pytest
+from environments.trace import Trace
+from hypothesis import given
+from hypothesis import strategies as st
+from report import Report, percentile, result, table
+
+TRACE = """\
+# tracer: nop
+          daemon-214     [000] .....    11.279485: cachefiles_ondemand_open: o=00000001 mid=0 oid=0
+           mount-216     [001] .....    11.289312: cachefiles_ondemand_read: o=00000001 mid=0 oid=0
+          daemon-214     [000] .....    11.298122: cachefiles_ondemand_cread: o=00000001 mid=1
+          daemon-214     [001] .....    11.316954: cachefiles_ondemand_open: o=00000002 mid=0 oid=0
+         python3-220     [001] .....    11.750168: cachefiles_ondemand_read: o=00000002 mid=0 oid=0
+           mount-216     [001] .....    11.750200: cachefiles_ondemand_read: o=00000001 mid=0 oid=0
+          daemon-214     [000] .....    11.750300: cachefiles_ondemand_cread: o=00000001 mid=2
+          daemon-214     [001] .....    11.753916: cachefiles_ondemand_cread: o=00000002 mid=4
+         python3-220     [000] .....    11.761627: cachefiles_ondemand_read: o=00000002 mid=0 oid=0
+"""
+
+
+def test_reads_are_timed_by_the_object_opened_last() -> None:
+    """Not those of the bootstrap, and none that has no answer yet."""
+    trace = Trace()
+    trace.text = TRACE
+    assert trace.read_times_us() == [pytest.approx(3748)]
+
+
+def test_a_ratio_is_ours_to_the_other_programs() -> None:
+    """Medians, not means; the spread is from end to end."""
+    found = result("read", "us", "lower", [30.0, 10.0, 20.0], [5.0, 8.0, 100.0])
+    assert (found.median, found.spread, found.baseline, found.ratio) == (20, 20, 8, 2.5)
+
+
+def test_nothing_to_compare_with_is_no_ratio() -> None:
+    """Such a figure has neither baseline nor ratio, and is still shown."""
+    found = result("start", "s", "lower", [0.25])
+    assert (found.baseline, found.ratio) == (None, None)
+    assert "start (s)" in table(Report("miss", {}, [found]))
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=1), st.floats(1, 100))
+def test_a_percentile_is_a_value_that_was_measured(values: list[float], percent: float) -> None:
+    """The smallest that so many do not exceed."""
+    found = percentile(values, percent)
+    assert found in values
+    assert sum(value <= found for value in values) >= len(values) * percent / 100 - 1e-6
+    assert sum(value < found for value in values) < len(values) * percent / 100 + 1e-6
