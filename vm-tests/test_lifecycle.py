@@ -207,6 +207,25 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     assert node.daemon.status()["totals"]["received_bytes"] == 0
 
 
+def test_dead_mounts_are_told(node: Node, images: Small) -> None:
+    """A mount whose daemon ended cannot be read, nor can an image that shares a blob with it: both
+    are refused until it is unmounted."""
+    node.mount(ONE, MOUNT)
+    node.daemon.stop()
+    node.daemon.start()
+    node.guest.run(["mkdir", "-p", OTHER])
+    for name in (ONE, TWO):
+        command = ["fscached", "mount", f"{node.registry.address}/{name}", OTHER]
+        refused = node.guest.run(command, check=False)
+        assert refused.returncode == 1
+        assert f"daemon has ended, on {MOUNT}" in refused.stderr
+    node.daemon.umount(MOUNT)
+    assert node.daemon.status()["images"] == []
+    node.mount(TWO, OTHER)
+    few = {path: images.files(TWO)[path] for path in noise(TWO)}
+    assert node.digests(OTHER, few) == few
+
+
 # -- the end --------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from fscached.cli import Subparsers, Usage, _daemon
 from fscached.control.client import Client
 from fscached.failure import Failure
-from fscached.transport import mount
+from fscached.transport import ObjectKey, mount
 
 IMAGES = "/api/v2/images"
 
@@ -67,13 +67,15 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
 def _mount(client: Client, image: dict[str, Any], target: str) -> str:
     """Mount or bind; says which."""
     fsid, domain_id = image["fsid"], image["domain_id"]
-    points = _points(fsid)
-    if target in points:
-        return f"is mounted on {target} already"
+    points = [point.target for point in mount.mounted() if point.fsid == fsid]
     if points:
+        _require_alive(image)
+        if target in points:
+            return f"is mounted on {target} already"
         mount.bind(points[0], target)
         return f"bound to {target}, a second mount point of {points[0]}"
     try:
+        _require_alive(image)
         mount.mount_fsid(target, fsid, domain_id)
         if image["settled"]:
             return f"mounted on {target}"
@@ -88,5 +90,15 @@ def _mount(client: Client, image: dict[str, Any], target: str) -> str:
         raise
 
 
-def _points(fsid: str) -> list[str]:
-    return [point.target for point in mount.mounted() if point.fsid == fsid]
+def _require_alive(image: dict[str, Any]) -> None:
+    """Raises Failure when part of the image is mounted from a cache that is gone."""
+    volume = image["domain_id"] or image["fsid"]
+    dead = mount.dead()
+    if dead.isdisjoint(ObjectKey(volume, name) for name in (image["fsid"], *image["blobs"])):
+        return
+    targets = [point.target for point in mount.mounted() if point.key in dead]
+    raise Failure(
+        f"{image['reference']}: files of it are held by mounts whose daemon has ended, on "
+        f"{', '.join(targets) or 'directories of other mount namespaces'}",
+        "unmount them first, all their reads fail",
+    )

@@ -17,11 +17,16 @@ from typing import NamedTuple
 
 from cdefs import mount
 from fscached.failure import Failure
+from fscached.transport import ObjectKey
 
 NAME_BYTES_MAX = 200
 """Of a fsid or domain: with `erofs,` and a prefix it still is one file name of the cache."""
 
+FSCACHE = Path("/proc/fs/fscache")
+
 _LOG_LINES_MAX = 16
+_VOLUME_PREFIX = "erofs,"
+_HEXADECIMAL = re.compile(r"([0-9a-f]{2})*")
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _NOT_SUPPORTED = re.compile(r"option not supported|Unknown parameter '(fsid|domain_id)'")
 
@@ -74,6 +79,11 @@ class Mount(NamedTuple):
     target: str
     device: str
 
+    @property
+    def key(self) -> ObjectKey:
+        """Its bootstrap's."""
+        return ObjectKey(self.domain_id or self.fsid, self.fsid)
+
 
 def mount_fsid(target: str, fsid: str, domain_id: str = "") -> None:
     """Mount the image `fsid` read-only on the directory `target` (absolute).
@@ -124,6 +134,39 @@ def mounted(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
             domain_id = options.get("domain_id", "")
             found.append(Mount(options["fsid"], domain_id, point.target, point.device))
     return found
+
+
+def dead(fscache: Path = FSCACHE) -> frozenset[ObjectKey]:
+    """Bootstraps and blobs that are mounted while the cache they were in is gone, as it is when
+    the last holder of its device has ended.
+
+    Every read of them fails until all these mounts are gone, another daemon or not; an image of
+    the same domain that is mounted later and shares a blob gets the dead one (tried on 6.1 and
+    6.12). In use (ACT) but quiescent (-): fs/fscache/cookie.c (6.12: fs/netfs/fscache_cookie.c).
+    """
+    volumes = {row[0]: row[6] for row in _rows(fscache / "volumes", 7)}
+    return frozenset(
+        ObjectKey(volume.removeprefix(_VOLUME_PREFIX), _cookie(row[7]))
+        for row in _rows(fscache / "cookies", 8)
+        if row[5] == "-" and row[3] != "0"
+        if (volume := volumes.get(row[1], "")).startswith(_VOLUME_PREFIX)
+    )
+
+
+def _rows(table: Path, columns: int) -> list[list[str]]:
+    """The lines of such a table that have all columns; none where there is no fscache."""
+    try:
+        lines = table.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    rows = (line.split(maxsplit=columns - 1) for line in lines)
+    return [row for row in rows if len(row) == columns]
+
+
+def _cookie(definition: str) -> str:
+    """Key and auxiliary data, hexadecimal."""
+    key = definition.partition(",")[0]
+    return bytes.fromhex(key).decode(errors="replace") if _HEXADECIMAL.fullmatch(key) else ""
 
 
 def mount_points(mountinfo: Path = _MOUNTINFO) -> list[MountPoint]:

@@ -15,7 +15,7 @@ from fscached import config
 from fscached.cli import main
 from fscached.control import api, http, messages
 from fscached.control.state import State
-from fscached.transport import mount
+from fscached.transport import ObjectKey, mount
 
 FSID = "f" * 64
 BLOB = "b" * 64
@@ -77,6 +77,7 @@ class StandInMounts:
 
     def __init__(self, happened: list[str]) -> None:
         self.table: list[mount.Mount] = []
+        self.gone: frozenset[ObjectKey] = frozenset()
         self.refuse = False
         self._happened = happened
 
@@ -98,6 +99,9 @@ class StandInMounts:
     def mounted(self) -> list[mount.Mount]:
         return list(self.table)
 
+    def dead(self) -> frozenset[ObjectKey]:
+        return self.gone
+
 
 @pytest.fixture
 def service() -> StandInService:
@@ -109,7 +113,7 @@ def service() -> StandInService:
 def mounts(service: StandInService, monkeypatch: pytest.MonkeyPatch) -> StandInMounts:
     """The mount table's stand-in, in place of the real one."""
     found = StandInMounts(service.happened)
-    for name in ("mount_fsid", "bind", "unmount", "mounted"):
+    for name in ("mount_fsid", "bind", "unmount", "mounted", "dead"):
         monkeypatch.setattr(mount, name, getattr(found, name))
     return found
 

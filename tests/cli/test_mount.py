@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fscached.cli import _daemon
+from fscached.transport import ObjectKey, mount
 
 Fscached = Callable[..., tuple[int, str, str]]
 REFERENCE = "registry.test/app:1"
@@ -87,6 +88,28 @@ def test_a_refused_mount_leaves_nothing_registered(
     assert status == 1
     assert error == f"fscached mount: mounting {'f' * 64}: I/O error: see the daemon's log\n"
     assert daemon.registered == {}
+
+
+def test_what_a_dead_mount_holds_is_not_mounted(
+    daemon: Any, mounts: Any, fscached: Fscached, directories: list[Path]
+) -> None:
+    """A bind mount of it, or an image that shares a blob with it, could not be read."""
+    dead, shares, first = directories
+    mounts.table.append(mount.Mount("e" * 64, "dom", str(dead), "0:8"))
+    mounts.gone = frozenset(ObjectKey("dom", name) for name in ("e" * 64, "b" * 64))
+    status, _, error = fscached("mount", REFERENCE, shares)
+    assert (status, daemon.registered, daemon.happened) == (1, {}, ["add", "remove"])
+    assert error == (
+        f"fscached mount: {REFERENCE}: files of it are held by mounts whose daemon has ended, on "
+        f"{dead}: unmount them first, all their reads fail\n"
+    )
+    mounts.gone = frozenset()
+    assert fscached("mount", REFERENCE, first)[0] == 0
+    mounts.gone = frozenset({ObjectKey("dom", "f" * 64)})
+    for directory in (first, shares):
+        status, _, error = fscached("mount", REFERENCE, directory)
+        assert status == 1 and f"on {first}" in error
+    assert "bind" not in daemon.happened
 
 
 def test_an_image_forgotten_while_it_was_pulled_is_registered_again(

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fscached.transport import mount
+from fscached.transport import ObjectKey, mount
 from fscached.transport.mount import Mount, MountError
 
 
@@ -184,6 +184,38 @@ def test_mounted_images_are_found(tmp_path: Path) -> None:
         Mount("abc", "dom", "/mnt/second", "0:52"),
         Mount("def", "", "/mnt/alone", "0:53"),
     ]
+
+
+# Both tables of a 6.1 whose daemon was stopped under one mount; another daemon, another mount.
+VOLUMES = """\
+VOLUME   REF   nCOOK ACC FL CACHE           KEY
+======== ===== ===== === == =============== ================
+00000002     6     5   1 00 fscached        erofs,dom
+00000003     1     1   0 00 -               nfs,4.2,10.0.0.1
+"""
+COOKIES = """\
+COOKIE   VOLUME   REF ACT ACC S FL DEF
+======== ======== === === === = == ================
+00000005 00000002   1   1   0 - 402c 62616161
+00000006 00000002   1   0   0 - 402c 62616162
+00000007 00000002   2   1   0 A 4124 62616163, 00ff
+00000008 00000003   1   1   0 - 402c 62616164
+00000009 00000002   1   1   0 - 402c 62616165, 00ff
+0000000a 00000009   1   1   0 - 402c 62616166
+0000000b 00000002   1   1   0 -
+"""
+
+
+def test_dead_objects_are_found(tmp_path: Path) -> None:
+    """Those of EROFS that are in use although no cache has them."""
+    (tmp_path / "volumes").write_text(VOLUMES)
+    (tmp_path / "cookies").write_text(COOKIES)
+    assert mount.dead(tmp_path) == {ObjectKey("dom", "baaa"), ObjectKey("dom", "baae")}
+
+
+def test_without_fscache_nothing_is_dead(tmp_path: Path) -> None:
+    """A kernel whose modules are not loaded has no such tables."""
+    assert mount.dead(tmp_path) == frozenset()
 
 
 def test_options_are_split_before_they_are_unescaped(tmp_path: Path) -> None:
