@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -94,6 +95,8 @@ async def _serve(
         await server.start()
         stack.push_async_callback(server.close)
         store.ready(f"serves {len(images)} images")
+        # What start-up made stays: looking through it again and again would make readers wait.
+        gc.freeze()
         log.info("running", extra={"images": len(images), "takeover": takeover})
         await stopping.wait()
         log.info("ending", extra={"reads_waiting": objects.waiting})

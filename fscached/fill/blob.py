@@ -199,13 +199,14 @@ class OpenBlob:
         elif verdict.refuse:
             self._fail([number])
         else:
+            # Before any worker is woken: it would only wait for the interpreter's lock.
+            self._arm()
             for fetch in verdict.fetches:
                 self._tally.fetches += 1
                 if self._local is not None:
                     self._hop(fetch, self._local, self._fetched)
                 else:
                     self._spawn(self._demand(fetch))
-            self._arm()
 
     async def _demand(self, fetch: Fetch) -> None:
         try:
