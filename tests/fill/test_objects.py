@@ -114,22 +114,22 @@ async def test_bytes_that_stay_wrong_are_eio(scene, compressor, caplog):
 
 async def test_a_failed_read_fails_within_one_deadline(scene, caplog):
     """The kernel asks four times for a page of a mapping: only the first waits for the source."""
-    async with opened(scene([65536] * 4, deadline_s=0.2, refusal_s=5.0)) as here:
+    async with opened(scene([65536] * 4, deadline_s=0.5, refusal_s=5.0)) as here:
         here.source.gate.clear()
         began = asyncio.get_running_loop().time()
         with pytest.raises(OSError):
             await here.kernel.read(KEY, 0, 4096, asks=4)
-        assert asyncio.get_running_loop().time() - began < 0.4
+        assert asyncio.get_running_loop().time() - began < 2 * 0.5
         assert len(here.source.asked) == 1
 
 
 async def test_a_slow_source_is_waited_for_chunk_by_chunk(scene, caplog):
     """A window that takes longer than the deadline of a chunk costs nobody an EIO."""
-    async with opened(scene([65536] * 16, Compressor.NONE, deadline_s=0.2)) as here:
+    async with opened(scene([65536] * 16, Compressor.NONE, deadline_s=1.0)) as here:
         original = here.source.gate.wait
 
         async def drip() -> bool:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.08)
             return await original()
 
         here.source.gate.wait = drip  # type: ignore[method-assign]
@@ -154,7 +154,7 @@ async def test_learning_and_fetching_share_one_deadline(scene, caplog):
         began = asyncio.get_running_loop().time()
         with pytest.raises(OSError):
             await here.kernel.read(KEY, 0, 4096, asks=4)
-        assert 0.7 < asyncio.get_running_loop().time() - began < 1.5
+        assert 0.7 < asyncio.get_running_loop().time() - began < 1.65
 
 
 async def test_a_source_that_returns_is_used_again(scene, caplog):
