@@ -145,7 +145,8 @@ class Fetch(Table, frozen=True):
             ge=4 * KIB,
             le=256 * MIB,
             multiple_of=4 * KIB,
-            description="The window doubles up to this while access is sequential.",
+            description="The window doubles up to this while access is sequential, or to what"
+            " the link brings in 0.5 s.",
         ),
     ] = 8 * MIB
     deadline_s: Annotated[

@@ -203,6 +203,11 @@ class Blob:
                     tickets.append(want.ticket)
         return tickets
 
+    def paced(self, fetch: Fetch, seconds: float) -> None:
+        """A fetch brought all its bytes, in so many seconds."""
+        start, end = self.chunks.offset(fetch.first), self.chunks.padded_end(fetch.end - 1)
+        self._planner.paced(end - start, seconds)
+
     def again(self, index: int) -> Fetch:
         """A chunk arrived but was not what it should be: it is demanded once more."""
         return self._own(Run(index, index + 1), State.DEMANDED)

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 STREAM_LIMIT = 32
 """Sequential readers remembered per blob; the one not heard of for longest is forgotten."""
 
+PACED_WINDOW_S = 0.5
+"""How long a window may be on the link. To hide a round trip takes far less; a longer one would
+stand in the way of the reader's next chunk, up to its deadline."""
+
 
 @dataclass(slots=True)
 class Stream:
@@ -28,13 +32,16 @@ class Planner:
 
     A reader that asks for the very chunk where a window ended is sequential: its next window is
     twice as long, and from then on the next one is asked for when the reader has come to the
-    middle of the last, so that it never waits for a round trip.
+    middle of the last, so that it never waits for a round trip. No window is longer than what the
+    link, by the last fetch, brings in PACED_WINDOW_S.
     """
 
     def __init__(self, window_bytes: int, window_limit_bytes: int) -> None:
         self._window_bytes = window_bytes
         self._limit_bytes = max(window_bytes, window_limit_bytes)
         self._streams: OrderedDict[int, Stream] = OrderedDict()
+        self._pace_bytes: float | None = None
+        """What the last fetch brought, per PACED_WINDOW_S."""
 
     def miss(self, chunk: int) -> Stream:
         """The window to fetch for a reader that misses `chunk`; its end is set by `fetched`."""
@@ -62,5 +69,12 @@ class Planner:
         if len(self._streams) > STREAM_LIMIT:
             self._streams.popitem(last=False)
 
+    def paced(self, brought_bytes: int, seconds: float) -> None:
+        """Remember how fast a fetch was."""
+        self._pace_bytes = brought_bytes / seconds * PACED_WINDOW_S if seconds > 0 else None
+
     def _longer(self, stream: Stream) -> int:
-        return min(stream.window_bytes * 2, self._limit_bytes)
+        longer = min(stream.window_bytes * 2, self._limit_bytes)
+        if self._pace_bytes is None:
+            return longer
+        return max(min(longer, round(self._pace_bytes)), self._window_bytes)

@@ -229,6 +229,8 @@ class OpenBlob:
             answer = await flight.fly(self.origin.source, priority, deadline_s)
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
+            if priority is Priority.DEMAND and self.blob is not None:
+                self.blob.paced(fetch, answer.seconds)
         except SourceError:
             self._tally.source_errors += 1
             raise

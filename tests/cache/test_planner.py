@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fscached.cache.planner import STREAM_LIMIT, Planner
+from fscached.cache.planner import PACED_WINDOW_S, STREAM_LIMIT, Planner
 
 MIB = 1024 * 1024
 
@@ -53,3 +53,25 @@ def test_streams_are_bounded():
         planner.fetched(planner.miss(chunk), chunk + 1)
     assert planner.miss(1).window_bytes == MIB
     assert planner.miss(11).window_bytes == 2 * MIB
+
+
+def test_windows_stay_as_short_as_the_link_is_slow():
+    """What the link brings in PACED_WINDOW_S bounds the window, but never below the smallest."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 1)
+    planner.paced(MIB, 1.0)
+    assert planner.miss(1).window_bytes == MIB
+    planner.fetched(planner.miss(1), 2)
+    planner.paced(MIB, PACED_WINDOW_S / 3)
+    stream = planner.miss(2)
+    assert stream.window_bytes == 2 * MIB
+    planner.fetched(stream, 4)
+    assert planner.miss(4).window_bytes == 3 * MIB
+
+
+def test_a_fetch_too_short_to_time_bounds_nothing():
+    """A clock that has not moved is no infinite pace, and no error."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 1)
+    planner.paced(MIB, 0.0)
+    assert planner.miss(1).window_bytes == 2 * MIB
