@@ -79,7 +79,9 @@ def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int
     """The slowest hundredth of random cold reads of 4 KiB on a shaped link, with and without it.
 
     A window is one chunk of 256 KiB here, so that a small image has many misses; with the 1 MiB of
-    the defaults what prefetch has on the link would weigh less beside it.
+    the defaults what prefetch has on the link would weigh less beside it. The first miss of an
+    image is left out: it waits for the chunk map too (290 ms without prefetch, 150 ms with it),
+    and of 200 misses two such are the slowest hundredth.
     """
     took: dict[bool, list[float]] = {False: [], True: []}
     node.begin()
@@ -88,7 +90,7 @@ def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int
         node.daemon.replace()
         with link.shaped(node.guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS):
             node.daemon.mount(f"{ledger.address}/{image}", MOUNT)
-            took[prefetch] += _misses(node, image, seed)
+            took[prefetch] += _misses(node, image, seed)[1:]
         node.daemon.umount(MOUNT)
     p99 = {prefetch: statistics.quantiles(took[prefetch], n=100)[98] for prefetch in took}
     facts: dict[str, dict[str, int]] = {
