@@ -33,7 +33,7 @@ RESULTS = project.ROOT / "benchmarks/results"
 
 KILLS = {False: 17, True: 180}
 OPEN_KILLS = {False: 3, True: 20}
-POWER_CUTS = {False: 3, True: 25}
+POWER_CUTS = {False: 5, True: 50}
 """On each kernel: a tenth, or with `--long` all of them."""
 
 LIVES = [(0.0, 1.0), (0.0, 3.0), (5.0, 7.0)]
