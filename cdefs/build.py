@@ -14,6 +14,7 @@ SOURCE = """
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/cachefiles.h>
+#include <linux/fanotify.h>
 #include <linux/mount.h>
 
 /* Not in any kernel header user space gets; <sys/mount.h> and <linux/mount.h> exclude each other
@@ -21,6 +22,19 @@ SOURCE = """
 #ifndef MNT_DETACH
 #define MNT_DETACH 0x00000002
 #define UMOUNT_NOFOLLOW 0x00000008
+#endif
+
+/* Linux 6.14; the kernel may be newer than the headers. */
+#ifndef FAN_PRE_ACCESS
+#define FAN_PRE_ACCESS 0x00100000
+#define FAN_EVENT_INFO_TYPE_RANGE 6
+#define FAN_ERRNO_SHIFT 24
+struct fanotify_event_info_range {
+    struct fanotify_event_info_header hdr;
+    __u32 pad;
+    __u64 offset;
+    __u64 count;
+};
 #endif
 
 static int sys_cachefiles_read_complete(int object_fd, unsigned long msg_id)
@@ -43,11 +57,17 @@ static int sys_move_mount(int from_fd, const char *from_path, int to_fd, const c
                           unsigned int flags)
 { return syscall(SYS_move_mount, from_fd, from_path, to_fd, to_path, flags); }
 
+static int sys_fanotify_init(unsigned int flags, unsigned int event_flags)
+{ return syscall(SYS_fanotify_init, flags, event_flags); }
+
+static int sys_fanotify_mark(int group_fd, unsigned int flags, uint64_t mask, int file_fd)
+{ return syscall(SYS_fanotify_mark, group_fd, flags, mask, file_fd, NULL); }
+
 static int sys_umount2(const char *target, int flags)
 { return syscall(SYS_umount2, target, flags); }
 """
 
 ffibuilder = FFI()
-for header in ("cachefiles.h", "mount.h"):
+for header in ("cachefiles.h", "fanotify.h", "mount.h"):
     ffibuilder.cdef(Path(__file__).with_name(header).read_text())
 ffibuilder.set_source("cdefs._abi", SOURCE)

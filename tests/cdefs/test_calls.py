@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cdefs import cachefiles, mount
+from cdefs import cachefiles, fanotify, mount
 
 
 def test_read_complete_reports_errno_and_call(tmp_path: Path) -> None:
@@ -48,3 +48,13 @@ def test_calls_on_a_missing_path(tmp_path: Path) -> None:
         os.close(mount.open_tree_clone(missing))
     with pytest.raises(OSError, match=missing):
         mount.umount(missing, detach=False)
+
+
+def test_fanotify_calls_on_a_wrong_descriptor(tmp_path: Path) -> None:
+    """Marks and answers need a group."""
+    with open(tmp_path / "file", "wb") as file:
+        fd = file.fileno()
+        for call in (fanotify.mark, fanotify.unmark):
+            with pytest.raises(OSError, match="fanotify_mark") as caught:
+                call(fd, fd)
+            assert caught.value.errno == errno.EINVAL
