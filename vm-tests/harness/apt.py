@@ -91,13 +91,16 @@ def _one_line(text: str) -> Iterable[Entry]:
 
 
 class Archive:
-    """The host's mirror with backports switched on, with lists and cache of its own."""
+    """The host's mirror with lists and cache of its own: the host's suites and their backports, or
+    one suite of another release."""
 
-    def __init__(self) -> None:
+    def __init__(self, suite: str | None = None) -> None:
         entries = mirror()
         base = next(entry for entry in entries if entry.suite == codename())
         entries.append(base._replace(suite=f"{base.suite}-backports"))
-        self._directory = store.root() / "apt"
+        if suite is not None:
+            entries = [base._replace(suite=suite)]
+        self._directory = store.root() / "apt" / (suite or base.suite)
         for sub in ("lists/partial", "cache/archives/partial"):
             (self._directory / sub).mkdir(parents=True, exist_ok=True)
         (self._directory / "sources.list").write_text("".join(f"{e}\n" for e in entries))

@@ -1,8 +1,8 @@
-"""Stock Debian kernels whose cachefiles and erofs modules are rebuilt with on-demand mode.
+"""Stock Debian kernels: those before 6.14 with rebuilt cachefiles and erofs modules.
 
-Debian ships both modules with the option off. It only changes what is compiled into the two, so
-they are built out of tree against the stock headers, from `linux-source` of the same version, and
-load into the unmodified kernel.
+Debian ships both modules without on-demand mode. The option only changes what is compiled into the
+two, so they are built out of tree against the stock headers, from `linux-source` of the same
+version, and load into the unmodified kernel. From 6.14 on fanotify serves, and nothing is rebuilt.
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ COMMON_VARIABLES = ("CONFIG_DEBUG_INFO_BTF_MODULES=",)
 # Trace headers the modules include but some headers packages leave out.
 TRACE_HEADERS = ("cachefiles.h", "erofs.h")
 
+FANOTIFY_FIRST = (6, 14)
+FANOTIFY_SUITE = "trixie-backports"
+"""Where Debian has the kernels with fanotify's pre-content events."""
+
 GUEST_MODULES = (
     *("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng"),
-    *("cachefiles", "erofs"),
+    *("ext4", "cachefiles", "erofs"),
     *("sch_netem", "sch_tbf", "sch_htb", "veth"),
     *("loop", "overlay", "fuse", "dm_flakey"),
 )
 """What a guest may need; whatever they depend on comes with them."""
 
-RECIPE = store.key(ONDEMAND_MODULES, COMMON_VARIABLES, TRACE_HEADERS, GUEST_MODULES, 1)
+RECIPE = store.key(ONDEMAND_MODULES, COMMON_VARIABLES, TRACE_HEADERS, GUEST_MODULES, 2)
 
 
 class NoSuchKernel(Exception):
@@ -106,19 +110,43 @@ def prepared(name: str) -> Kernel:
     """
     alias = store.root() / "kernels" / f"{name}_{RECIPE}"
     if not alias.is_dir():
-        archive = Archive()
-        archive.refresh()
-        offer = newest(archive, name)
-        modules = ondemand_modules(archive, offer)
-
-        def assemble(directory: Path) -> None:
-            _assemble(archive, offer, modules, directory)
-
-        made = store.kept("kernels", offer.entry, assemble, keep=6)
+        made = _stock(name) if _has_fanotify(name) else _rebuilt(name)
         alias.unlink(missing_ok=True)
         alias.symlink_to(made.name)
     directory = alias.resolve()
     return Kernel(name, directory.name.split("_")[0], directory)
+
+
+def _rebuilt(name: str) -> Path:
+    archive = Archive()
+    archive.refresh()
+    offer = newest(archive, name)
+    modules = ondemand_modules(archive, offer)
+
+    def assemble(directory: Path) -> None:
+        _assemble(archive, offer, modules, directory)
+
+    return store.kept("kernels", offer.entry, assemble, keep=6)
+
+
+def _stock(name: str) -> Path:
+    archive = Archive(FANOTIFY_SUITE)
+    archive.refresh()
+    offers = _offers(archive)
+    matching = [offer for offer in offers if _means(name, offer)]
+    if not matching:
+        raise _no_such_kernel(name, "linux-image", offers)
+    offer = max(matching, key=functools.cmp_to_key(_older_first))
+
+    def assemble(directory: Path) -> None:
+        _assemble(archive, offer, None, directory)
+
+    return store.kept("kernels", offer.entry, assemble, keep=6)
+
+
+def _has_fanotify(name: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", name)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= FANOTIFY_FIRST
 
 
 def running_modules() -> Path:
@@ -154,10 +182,9 @@ def install(modules: Path, release: str) -> Path:
 
 def newest(archive: Archive, name: str, release: str | None = None) -> Offer:
     """The newest kernel that `name` can mean; `release` narrows a version down to one flavour."""
-    images = archive.versions(r"linux-image-\d.*amd64")
+    offers = _offers(archive)
     headers = set(archive.versions(r"linux-headers-\d.*amd64"))
     sources = set(archive.versions(r"linux-source-\d.*"))
-    offers = [Offer(p.name.removeprefix("linux-image-"), p.version) for p in images]
     matching = [
         offer
         for offer in offers
@@ -167,13 +194,24 @@ def newest(archive: Archive, name: str, release: str | None = None) -> Offer:
         and _means(name, offer)
     ]
     if not matching:
-        versions = sorted({offer.version for offer in offers if offer.source in sources})
-        raise NoSuchKernel(
-            f"kernel {release or name}: the mirror does not offer linux-image, linux-headers and "
-            "linux-source of one version for it. Boot one of the versions it offers: "
-            f"{', '.join(versions)}"
-        )
+        packages = "linux-image, linux-headers and linux-source of one version"
+        complete = [offer for offer in offers if offer.source in sources]
+        raise _no_such_kernel(release or name, packages, complete)
     return max(matching, key=functools.cmp_to_key(_older_first))
+
+
+def _offers(archive: Archive) -> list[Offer]:
+    """Every kernel image the mirror has."""
+    images = archive.versions(r"linux-image-\d.*amd64")
+    return [Offer(image.name.removeprefix("linux-image-"), image.version) for image in images]
+
+
+def _no_such_kernel(name: str, packages: str, offers: list[Offer]) -> NoSuchKernel:
+    versions = ", ".join(sorted({offer.version for offer in offers}))
+    return NoSuchKernel(
+        f"kernel {name}: the mirror does not offer {packages} for it. Boot one of the versions it "
+        f"offers: {versions}"
+    )
 
 
 def _means(name: str, offer: Offer) -> bool:
@@ -250,19 +288,24 @@ def _make(headers: Path, directory: Path, module: str) -> Path:
     return directory / f"{module}.ko"
 
 
-def _assemble(archive: Archive, offer: Offer, modules: Path, directory: Path) -> None:
-    """Make a bootable directory: the image's vmlinuz, and the guest's modules with modules.dep."""
+def _assemble(archive: Archive, offer: Offer, rebuilt: Path | None, directory: Path) -> None:
+    """Make a bootable directory: the image's vmlinuz, and the guest's modules with modules.dep,
+    the rebuilt ones in place of the kernel's own."""
     image = directory / "image"
     image.mkdir()
     archive.extract([offer.image], image)
     shutil.move(image / f"boot/vmlinuz-{offer.release}", directory / "vmlinuz")
+    if not (image / "lib").exists():  # trixie and later
+        (image / "lib").symlink_to("usr/lib")
     target = directory / "lib/modules" / offer.release
+    own = (image / "lib/modules" / offer.release).resolve()
     for module in _needed(image, offer.release):
-        _copy_module(module, target / module.relative_to(image / "lib/modules" / offer.release))
-    for stock in target.rglob("*.ko"):
-        if stock.stem in ONDEMAND_MODULES:
-            stock.unlink()
-    shutil.copytree(modules, target / "updates")
+        _copy_module(module, target / module.resolve().relative_to(own))
+    if rebuilt is not None:
+        for stock in target.rglob("*.ko"):
+            if stock.stem in ONDEMAND_MODULES:
+                stock.unlink()
+        shutil.copytree(rebuilt, target / "updates")
     for listing in image.glob("lib/modules/*/modules.*"):
         shutil.copyfile(listing, target / listing.name)
     command.run(["depmod", "-b", directory, offer.release])
