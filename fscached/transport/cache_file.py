@@ -1,0 +1,53 @@
+"""One cache file behind a descriptor: what it holds, and how bytes get into it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+
+from fscached.transport import BLOCK_BYTES
+
+NO_SPACE = frozenset({errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT})
+
+
+def data_extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
+    """Extents [start, end) below byte `end` that are no holes, ascending. Raises OSError."""
+    hole = 0
+    while hole < end:
+        try:
+            data = os.lseek(fd, hole, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        if data >= end:
+            return
+        hole = os.lseek(fd, data, os.SEEK_HOLE)
+        yield data, min(hole, end)
+
+
+def check_blocks(offset: int, memory: memoryview) -> None:
+    """Raises OSError for what is not whole blocks at a block's offset."""
+    if offset % BLOCK_BYTES or memory.nbytes % BLOCK_BYTES:
+        raise OSError(errno.EINVAL, f"{memory.nbytes} bytes at {offset} are not whole blocks")
+
+
+def write_all(fd: int, offset: int, memory: memoryview) -> None:
+    """Write aligned memory, all of it. Raises OSError."""
+    while (count := os.pwrite(fd, memory, offset)) < memory.nbytes:
+        # A block that was written in part is written again: only whole blocks go down.
+        count -= count % BLOCK_BYTES
+        if not count:
+            raise OSError(errno.EIO, "the write stopped short")
+        memory, offset = memory[count:], offset + count
+
+
+def round_up(size_bytes: int) -> int:
+    """The size in whole blocks, in bytes."""
+    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def worth_a_line(count: int) -> bool:
+    """The first, second, fourth, eighth ...: a flood of one kind is a few log lines."""
+    return count & (count - 1) == 0

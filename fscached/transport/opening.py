@@ -1,0 +1,118 @@
+"""Which transport a daemon runs on, and how it comes to have it."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+from fscached.config import Cache, Config
+from fscached.failure import Failure, Missing
+from fscached.transport import Transport, cachefiles, fanotify, mount, probe
+from fscached.transport.cachefiles import Cachefiles, Culling
+from fscached.transport.fanotify import Fanotify
+from fscached.transport.floor import Floor
+from rafs_v6 import ImageError
+from rafs_v6.bootstrap import Bootstrap
+
+log = logging.getLogger(__name__)
+
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
+    """The predecessor's transport, whatever the configuration says now: its mounts are there. None
+    without a predecessor. To be called before anything is opened (`Fanotify.adopt`).
+
+    Raises Failure.
+    """
+    try:
+        if cachefiles.DEVICE_NAME in holdings:
+            return Cachefiles.adopt(holdings[cachefiles.DEVICE_NAME])
+        if {fanotify.GROUP_NAME, fanotify.SLOTS_NAME} <= holdings.keys():
+            limit = cachefiles.allow_descriptors(descriptors(config))
+            return Fanotify.adopt(holdings, config.cache.directory, _floor(config.cache), limit)
+    except OSError as error:
+        raise Failure(
+            f"the predecessor's mounts cannot be taken over: {error}",
+            "unmount the images and start anew",
+        ) from None
+    return None
+
+
+def anew(config: Config) -> Transport:
+    """A transport without a past. Raises Missing."""
+    name: str = config.kernel.transport
+    if name == "auto":
+        name, reason = probe.choice(probe.this_host(config.kernel.device))
+        log.info("transport %s: %s", name, reason)
+    return _cachefiles(config) if name == "cachefiles" else _fanotify(config)
+
+
+def descriptors(config: Config) -> int:
+    """How many this process may come to need."""
+    return config.cache.open_objects + config.kernel.unanswered_reads + probe.DESCRIPTORS_SPARE
+
+
+def _cachefiles(config: Config) -> Cachefiles:
+    cache = config.cache
+    try:
+        transport = Cachefiles.open(config.kernel.device)
+        transport.bind(
+            cache.directory,
+            cache.tag,
+            Culling(cache.block_run_percent, cache.block_cull_percent, cache.block_stop_percent),
+            Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),
+        )
+    except OSError as error:
+        raise Missing(
+            f"{config.kernel.device} cannot be used", probe.explain_open_failure(error)
+        ) from None
+    if not transport.supports_restore:
+        log.warning("this kernel has no `restore`: if the daemon dies, its mounts die with it")
+    return transport
+
+
+def _fanotify(config: Config) -> Fanotify:
+    try:
+        transport = Fanotify.open(
+            config.cache.directory, _floor(config.cache), config.kernel.unanswered_reads
+        )
+        if condemned := transport.condemn():
+            take_down(condemned)
+    except OSError as error:
+        raise Missing(
+            "fanotify before content is read cannot be used",
+            f"{error}; `fscached doctor` says what is missing",
+        ) from None
+    return transport
+
+
+def take_down(condemned: list[Path]) -> None:
+    """Unmount what reads files whose group is gone. Holes of them were read as zeros, and the
+    kernel may still have those pages: nothing of such a mount can be mended."""
+    log.error(
+        "%d cache files have holes and are read by mounts whose holders have all ended; such reads "
+        "fail from now on",
+        len(condemned),
+    )
+    names = {path.name for path in condemned}
+    for point in reversed(mount.mounted()):
+        if point.bootstrap and not names.isdisjoint(_blobs(point.bootstrap, names)):
+            log.error("taken down, mount it again: %s", point.target, extra={"fsid": point.fsid})
+            with suppress(mount.MountError):
+                mount.unmount(point.target, lazy=True)
+    with suppress(OSError):
+        _DROP_CACHES.write_text("3")
+
+
+def _blobs(bootstrap: str, unknown: set[str]) -> set[str]:
+    """The blobs of a mounted image; one that cannot be read may have any."""
+    try:
+        return {entry.blob_id for entry in Bootstrap(Path(bootstrap).read_bytes()).blobs}
+    except (OSError, ImageError):
+        return unknown
+
+
+def _floor(cache: Cache) -> Floor:
+    return Floor(cache.directory, cache.block_stop_percent, cache.file_stop_percent)
