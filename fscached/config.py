@@ -122,9 +122,20 @@ class Kernel(Table, frozen=True):
         str, Meta(pattern=_ABSOLUTE, description="The cachefiles device; one opener at a time.")
     ] = "/dev/cachefiles"
     transport: Annotated[
-        Literal["cachefiles"],
-        Meta(description="cachefiles: EROFS over fscache in on-demand mode, Linux 5.19 to 7.1."),
-    ] = "cachefiles"
+        Literal["auto", "cachefiles", "fanotify"],
+        Meta(
+            description="cachefiles: EROFS over fscache, Linux 5.19 to 7.1. fanotify: EROFS over"
+            " plain files, Linux 6.14 and later. auto: the first the kernel has."
+        ),
+    ] = "auto"
+    unanswered_reads: Annotated[
+        int,
+        Meta(
+            ge=16,
+            le=1_000_000,
+            description="fanotify: reads that wait at once; more wait in the kernel's queue.",
+        ),
+    ] = 4096
 
 
 class Fetch(Table, frozen=True):

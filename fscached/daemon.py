@@ -30,42 +30,49 @@ from fscached.images import Images, Registration
 from fscached.prefetch.service import Plan, Service
 from fscached.source.registries import Registries
 from fscached.store import Store
-from fscached.transport import ObjectKey
-from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore, allow_descriptors
-from fscached.transport.probe import DESCRIPTORS_SPARE, explain_open_failure
+from fscached.transport import ObjectKey, Transport, opening
+from fscached.transport.cachefiles import allow_descriptors
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
 
 log = logging.getLogger(__name__)
 
-DEVICE_NAME = "cachefiles"
 STATE_NAME = "state"
 
 PREFETCH_DEADLINE_S = 600.0
 """For one range; generous, since prefetch stands still while readers are served."""
 
 
-def main(config: Config) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code.
+def main(config: Config, unsafe: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. `unsafe`: also where readers get wrong bytes
+    when the daemon dies, because nobody holds the kernel's end of the transport for it.
 
     Raises Failure when the daemon cannot begin.
     """
     store = FdStore()
     inherited = store.take()
+    transport = opening.inherited(config, inherited)
+    takeover = transport is not None
     logs.configure(config.log.level, config.log.file)
-    allow_descriptors(config.cache.open_objects + DESCRIPTORS_SPARE)
+    allow_descriptors(opening.descriptors(config))
     _make_directories(config)
-    transport = _transport(config, inherited.get(DEVICE_NAME))
+    if transport is None:
+        transport = opening.anew(config)
     handover = Handover(inherited.get(STATE_NAME))
-    for name, fd in ((DEVICE_NAME, transport.fileno()), (STATE_NAME, handover.fd)):
-        if name not in inherited:
-            store.put(name, fd)
-    uvloop.run(_serve(config, transport, handover, store, DEVICE_NAME in inherited))
+    holdings = {**transport.holdings, STATE_NAME: handover.fd}
+    held = [name in inherited or store.put(name, fd) for name, fd in holdings.items()]
+    if transport.needs_holder and not (all(held) or unsafe):
+        raise Missing(
+            f"nobody would hold {transport.name} if this daemon died: readers would get zeros",
+            "start `fscached supervise`, or a systemd unit with a file descriptor store "
+            "(docs/fscached.service); --unsafe-no-supervisor to do without",
+        )
+    uvloop.run(_serve(config, transport, handover, store, takeover))
     return 0
 
 
 async def _serve(
-    config: Config, transport: Cachefiles, handover: Handover, store: FdStore, takeover: bool
+    config: Config, transport: Transport, handover: Handover, store: FdStore, takeover: bool
 ) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -81,12 +88,15 @@ async def _serve(
         prefetch = Service(_plan(config))
         stack.push_async_callback(prefetch.close)
         objects.on_blob = _prefetcher(images, prefetch)
-        service = ControlService(config, state, images, objects, registries, handover, stopping.set)
+        service = ControlService(
+            config, state, images, objects, transport, registries, handover, stopping.set
+        )
         service.restore()
         server = Server(config.api_socket, routes(service), config.api)
         service.lifecycle.fire(Trigger.TAKEOVER if takeover else Trigger.MOUNT)
         if takeover:
-            _restore(transport)
+            _take_over(transport)
+        _drain(transport, objects)
         loop.add_reader(transport.fileno(), _drain, transport, objects)
         stack.callback(loop.remove_reader, transport.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,9 +112,8 @@ async def _serve(
         log.info("ending", extra={"reads_waiting": objects.waiting})
 
 
-def _drain(transport: Cachefiles, objects: Objects) -> None:
-    for event in transport.drain():
-        objects.handle(event)
+def _drain(transport: Transport, objects: Objects) -> None:
+    objects.heed(transport.drain())
 
 
 def _make_directories(config: Config) -> None:
@@ -123,37 +132,15 @@ def _make(path: str, mode: int) -> None:
         ) from None
 
 
-def _transport(config: Config, inherited: int | None) -> Cachefiles:
-    """The device: the predecessor's, or newly opened and bound."""
-    if inherited is not None:
-        return Cachefiles.adopt(inherited)
-    cache = config.cache
+def _take_over(transport: Transport) -> None:
+    """What the predecessor left unanswered is asked again. Its descriptors are gone: whoever starts
+    a successor has waited for its end."""
     try:
-        transport = Cachefiles.open(config.kernel.device)
-        transport.bind(
-            cache.directory,
-            cache.tag,
-            Culling(cache.block_run_percent, cache.block_cull_percent, cache.block_stop_percent),
-            Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),
-        )
+        transport.take_over()
     except OSError as error:
-        raise Missing(
-            f"{config.kernel.device} cannot be used", explain_open_failure(error)
-        ) from None
-    if not transport.supports_restore:
-        log.warning("this kernel has no `restore`: if the daemon dies, its mounts die with it")
-    return transport
-
-
-def _restore(transport: Cachefiles) -> None:
-    """Ask the kernel for everything the predecessor left unanswered. Its descriptors are gone:
-    whoever starts a successor has waited for its end."""
-    try:
-        transport.restore()
-    except NoRestore as error:
         raise Failure(
             f"the predecessor's mounts cannot be taken over: {error}",
-            "unmount the images and start anew; kernel 6.8 has `restore`",
+            "unmount the images and start anew; for cachefiles kernel 6.8 has `restore`",
         ) from None
 
 

@@ -87,6 +87,7 @@ class FakeKernel:
     """
 
     name = "fake"
+    needs_holder = False
 
     def __init__(self, *, chunk_bytes: int = 1024 * 1024, deaf_answers: int = 2) -> None:
         self._chunk_bytes = chunk_bytes
@@ -113,6 +114,8 @@ class FakeKernel:
         """Answers through an object the READ does not belong to: the kernel refuses them."""
         self.rewritten_bytes = 0
         """Written although resident."""
+        self.completed: list[ObjectId] = []
+        """Told that all of their chunks are resident."""
         self.write_errors: list[OSError] = []
         """The next writes fail with these, one each."""
 
@@ -202,6 +205,25 @@ class FakeKernel:
         return len(self._files[key].resident) * BLOCK_BYTES
 
     # The daemon: Transport.
+
+    @property
+    def holdings(self) -> dict[str, int]:
+        return {}
+
+    def take_over(self) -> None:
+        self.restart()
+
+    def device(self, key: ObjectKey) -> str | None:
+        return None
+
+    def offer(self, key: ObjectKey, size_bytes: int) -> list[Event]:
+        return []
+
+    def withdraw(self, object: ObjectId) -> list[Event]:
+        return []
+
+    def complete(self, object: ObjectId) -> None:
+        self.completed.append(object)
 
     def fileno(self) -> int:
         return self._event_fd

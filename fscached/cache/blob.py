@@ -101,6 +101,7 @@ class Blob:
         self._deadline_s = deadline_s
         self._refusal_s = refusal_s
         self._states = bytearray(chunks.count)
+        self._residents = 0
         self._owners: dict[int, int] = {}
         self._fetches = 0
         self._wants: dict[int, list[Want]] = {}
@@ -130,7 +131,7 @@ class Blob:
 
     @property
     def complete(self) -> bool:
-        return self._states.count(State.RESIDENT) == len(self._states)
+        return self._residents == len(self._states)
 
     @property
     def waiting(self) -> int:
@@ -316,3 +317,4 @@ class Blob:
             was = self.state(index).name
             raise AssertionError(f"chunk {index} cannot become {state.name}: it is {was}")
         self._states[index] = state
+        self._residents += state is State.RESIDENT

@@ -76,6 +76,9 @@ def _mount(client: Client, image: dict[str, Any], target: str) -> str:
         return f"bound to {target}, a second mount point of {points[0]}"
     try:
         _require_alive(image)
+        if image["devices"] is not None:
+            mount.mount_files(target, image["bootstrap"], image["devices"])
+            return f"mounted on {target}"
         mount.mount_fsid(target, fsid, domain_id)
         if image["settled"]:
             return f"mounted on {target}"

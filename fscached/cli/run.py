@@ -15,10 +15,15 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "`fscached supervise` or systemd's fd store holds the kernel's cache for its successor.",
     )
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument(
+        "--unsafe-no-supervisor",
+        action="store_true",
+        help="run on fanotify although nobody holds its group: readers get zeros if this dies",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from fscached import config, daemon
 
-    return daemon.main(config.load(arguments.config))
+    return daemon.main(config.load(arguments.config), arguments.unsafe_no_supervisor)

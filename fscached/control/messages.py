@@ -71,7 +71,8 @@ class AddImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ImageInfo(msgspec.Struct, frozen=True):
-    """A registered image. Mount it with `fsid` and, when not empty, `domain_id`.
+    """A registered image. Mount it with `fsid` and, when not empty, `domain_id`; or, when there are
+    `devices`, mount the file `bootstrap` with these, in this order.
 
     `settled` is false while a cache file of it may still be an unlinked temporary file, which a
     crash of the host would lose: mount, umount and mount again.
@@ -83,6 +84,8 @@ class ImageInfo(msgspec.Struct, frozen=True):
     manifest_digest: str
     blobs: list[str]
     settled: bool
+    bootstrap: str = ""
+    devices: list[str] | None = None
 
 
 class ObjectStatus(msgspec.Struct, frozen=True):

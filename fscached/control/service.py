@@ -37,11 +37,14 @@ from fscached.source.directory import Directory
 from fscached.source.reference import Reference, ReferenceError
 from fscached.source.registries import Registries
 from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
-from fscached.transport import ObjectKey
+from fscached.transport import ObjectKey, Transport
 from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
+
+RELEASE_PAUSE_S = 1.0
+"""How often an image that is to be forgotten is looked at: nobody says when its mount ends."""
 
 
 class Binding(msgspec.Struct, frozen=True):
@@ -63,6 +66,7 @@ class ControlService:
         store: Store,
         images: Images,
         objects: Objects,
+        transport: Transport,
         registries: Registries,
         handover: Handover,
         stop: Callable[[], None],
@@ -72,11 +76,13 @@ class ControlService:
         self._store = store
         self._images = images
         self._objects = objects
+        self._transport = transport
         self._registries = registries
         self._handover = handover
         self._stop = stop
         self._bindings: dict[ObjectKey, Binding] = {}
         self._leaving: set[ObjectKey] = set()
+        self._releasing: asyncio.Handle | None = None
         objects.on_closed = self._closed
         self._began = asyncio.get_running_loop().time()
 
@@ -85,7 +91,9 @@ class ControlService:
         for raw in self._handover.load() or []:
             binding = msgspec.convert(raw, Binding)
             try:
-                self._bind(binding, self._image(binding))
+                registration = self._bind(binding, self._image(binding))
+                for key, size_bytes in _sizes(registration):
+                    self._objects.heed(self._transport.offer(key, size_bytes))
             except (OSError, ImageError, SourceError) as error:
                 log.error("image %s of the predecessor is lost: %s", binding.fsid[:12], error)
 
@@ -103,11 +111,9 @@ class ControlService:
         binding = Binding(entry.domain_id, entry.id, entry=entry)
         try:
             image = await asyncio.to_thread(self._image, binding)
-            self._require_room(binding)
-            self._bind(binding, image)
+            await self._admit(binding, image)
         except (OSError, ImageError) as error:
             raise _refused("CreateBlobObject", str(error)) from None
-        self._save()
 
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
         keys = [key for key in self._bindings if key.volume == domain_id]
@@ -123,13 +129,11 @@ class ControlService:
             image = await self._pull(reference, credentials)
             volume = self._config.cache.domain_id or image.fsid
             binding = Binding(volume, image.fsid, reference, credentials)
-            self._require_room(binding)
-            self._bind(binding, image)
+            await self._admit(binding, image)
         except ImageError as error:
             raise _refused("CreateBlobObject", f"{reference}: {error}") from None
         except OSError as error:
             raise _refused("CreateBlobObject", f"{reference}: cannot be kept: {error}") from error
-        self._save()
         return await asyncio.to_thread(self._info, self._images.get(volume, image.fsid))
 
     def images(self) -> list[ImageInfo]:
@@ -146,7 +150,7 @@ class ControlService:
             git_commit=version.COMMIT,
             pid=os.getpid(),
             state=self.lifecycle.state,
-            transport=self._config.kernel.transport,
+            transport=self._transport.name,
             cache_directory=self._config.cache.directory,
             uptime_s=asyncio.get_running_loop().time() - self._began,
             rss_bytes=resident_memory_bytes(),
@@ -198,7 +202,21 @@ class ControlService:
         bootstrap = path.read_bytes()
         return Image("", "", binding.fsid, path, len(bootstrap), Bootstrap(bootstrap).blobs)
 
-    def _bind(self, binding: Binding, image: Image) -> None:
+    async def _admit(self, binding: Binding, image: Image) -> None:
+        """Bind an image and make its blobs ready to be mounted. Raises as `_bind` does, ApiError
+        when there is no room, OSError."""
+        self._require_room(binding)
+        registration = self._bind(binding, image)
+        try:
+            for key, size_bytes in _sizes(registration):
+                offer = self._transport.offer
+                self._objects.heed(await asyncio.to_thread(offer, key, size_bytes))
+        except OSError:
+            self._forget([registration.key])
+            raise
+        self._save()
+
+    def _bind(self, binding: Binding, image: Image) -> Registration:
         """Raises SourceError for a source that cannot be, ImageError for a blob that is another
         one in an image of the same volume."""
         key = ObjectKey(binding.volume, binding.fsid)
@@ -206,9 +224,11 @@ class ControlService:
         prefetch = self._config.prefetch.enabled
         if binding.entry is not None:
             prefetch = prefetch and binding.entry.prefetch.enable
-        self._images.bind(Registration(image, binding.volume, source, prefetch))
+        registration = Registration(image, binding.volume, source, prefetch)
+        self._images.bind(registration)
         self._bindings[key] = binding
         self._leaving.discard(key)
+        return registration
 
     def _source(self, binding: Binding) -> Source:
         if binding.entry is None:
@@ -235,22 +255,44 @@ class ControlService:
         return [known for known in self._images if known.key not in self._leaving]
 
     def _forget(self, keys: Iterable[ObjectKey]) -> bool:
-        """Forget images, those still open at their CLOSE: a successor's `restore` opens them
-        again, and the umount that comes before this sends its CLOSEs later."""
+        """Forget images, those still in use when the kernel lets go of them: a successor has to
+        know them, and the umount that comes before this sends its CLOSEs later."""
         gone = [key for key in keys if key not in self._leaving]
         self._leaving.update(gone)
-        for key in gone:
-            if not self._objects.is_open(key):
-                self._closed(key)
+        self._release()
         return bool(gone)
 
+    def _release(self) -> None:
+        """Forget the leaving images of which the kernel holds nothing that is only theirs."""
+        staying = {key for known in self._staying() for key, _ in known.blobs()}
+        gone = []
+        for key in self._leaving:
+            known = self._images.get(*key)
+            own = {blob for blob, _ in known.blobs()} - staying if known is not None else set()
+            for blob in own:
+                self._objects.withdraw(blob)
+            if self._objects.keys.isdisjoint({key, *own}):
+                gone.append(key)
+        for key in gone:
+            self._leaving.remove(key)
+            del self._bindings[key]
+            self._images.unbind(*key)
+        if gone:
+            self._save()
+        if self._leaving and self._releasing is None:
+            loop = asyncio.get_running_loop()
+            self._releasing = loop.call_later(RELEASE_PAUSE_S, self._release_again)
+
+    def _release_again(self) -> None:
+        self._releasing = None
+        self._release()
+
     def _closed(self, key: ObjectKey) -> None:
-        if key not in self._leaving:
-            return
-        self._leaving.remove(key)
-        del self._bindings[key]
-        self._images.unbind(*key)
-        self._save()
+        """The kernel has closed something: soon, since a release may be what closes it."""
+        if self._leaving:
+            if self._releasing is not None:
+                self._releasing.cancel()
+            self._releasing = asyncio.get_running_loop().call_soon(self._release_again)
 
     def _save(self) -> None:
         self._handover.save([msgspec.to_builtins(binding) for binding in self._bindings.values()])
@@ -259,13 +301,18 @@ class ControlService:
         assert registration is not None
         image = registration.image
         shared = registration.volume != image.fsid
+        device = self._transport.device
+        by_name = device(registration.key) is None
+        devices = [device(key) or "" for key, _ in registration.blobs()]
         return ImageInfo(
             reference=image.reference,
             fsid=image.fsid,
             domain_id=registration.volume if shared else "",
             manifest_digest=image.manifest_digest,
             blobs=[entry.blob_id for entry in image.blobs],
-            settled=self._settled(registration),
+            settled=not by_name or self._settled(registration),
+            bootstrap=str(image.path),
+            devices=None if by_name else devices,
         )
 
     def _settled(self, registration: Registration) -> bool:
@@ -316,6 +363,10 @@ class ControlService:
             received_bytes=tally.received_bytes,
             bad_chunks=tally.bad_chunks,
         )
+
+
+def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:
+    return [(key, entry.uncompressed_size) for key, entry in registration.blobs()]
 
 
 def _reference(text: str) -> Reference:

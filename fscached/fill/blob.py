@@ -162,6 +162,7 @@ class OpenBlob:
         self.blob.learn(extents)
         self._writer = Writer(chunks, self._write, self._limits.verify)
         self.stage = Stage.READY
+        self._completed()
         early, self._early = self._early, {}
         for number, (want, came_s) in early.items():
             self._want(number, want, came_s)
@@ -295,6 +296,15 @@ class OpenBlob:
             self._complete(self.blob.landed(run))
         for index, reason in landing.bad:
             self._bad(index, reason)
+        self._completed()
+
+    def _completed(self) -> None:
+        if self.blob is None or not self.blob.complete or self.stage is not Stage.READY:
+            return
+        try:
+            self._transport.complete(self.object)
+        except OSError as error:
+            log.warning("blob %s: readers go on asking: %s", self.origin.blob_id[:12], error)
 
     def _bad(self, index: int, reason: str) -> None:
         """Bytes that are not what they should be are fetched again, never written."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,6 +57,16 @@ class Objects:
             log.exception("while handling %s", event)
             self._give_up(event)
 
+    def heed(self, events: Iterable[Event]) -> None:
+        """Act on events, in order."""
+        for event in events:
+            self.handle(event)
+
+    def withdraw(self, key: ObjectKey) -> None:
+        """Nobody will mount a blob again; `on_closed` says when the kernel has let go of it."""
+        for object in [object for object, known in self._keys.items() if known == key]:
+            self.heed(self._transport.withdraw(object))
+
     def blobs(self, volume: str) -> dict[str, OpenBlob]:
         """The open data blobs of a volume by their blob id."""
         return {
@@ -65,9 +75,10 @@ class Objects:
             if key.volume == volume and isinstance(opened := self._open[object], OpenBlob)
         }
 
-    def is_open(self, key: ObjectKey) -> bool:
-        """Whether the kernel holds an object of this key that was opened here."""
-        return key in self._keys.values()
+    @property
+    def keys(self) -> set[ObjectKey]:
+        """What is open."""
+        return set(self._keys.values())
 
     @property
     def waiting(self) -> int:

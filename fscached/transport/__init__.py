@@ -26,7 +26,7 @@ class ObjectKey(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The kernel opened an object and waits for `open_ok` or `open_failed`."""
+    """An object is open and waits for `open_ok` or `open_failed`."""
 
     object: ObjectId
     key: ObjectKey
@@ -60,11 +60,48 @@ class OutOfSpace(OSError):
 
 
 class Transport(Protocol):
-    """One way of the kernel to ask. `drain`, `open_*` and `failed` never block and are called from
-    the event loop; `done` does not block either, `write` and `resident` may: all three are called
-    from any thread."""
+    """One way of the kernel to ask. Unless something else is said, nothing blocks and all is called
+    from the event loop; `done` does not block either, `write` and `resident` may: all three are
+    called from any thread."""
 
     name: str
+
+    needs_holder: bool
+    """Whether readers get wrong bytes, not errors, when nobody holds `holdings` any more."""
+
+    @property
+    def holdings(self) -> dict[str, int]:
+        """Descriptors that must outlive this process, by the name a successor finds them under."""
+        ...
+
+    def take_over(self) -> None:
+        """Go on where a predecessor stopped, all of whose descriptors are closed by now; every
+        object it had was offered again. What it left unanswered comes out of `drain`.
+
+        Raises OSError when the kernel cannot do that.
+        """
+        ...
+
+    def device(self, key: ObjectKey) -> str | None:
+        """The file to mount for an object; None where the kernel asks by the object's name."""
+        ...
+
+    def offer(self, key: ObjectKey, size_bytes: int) -> list[Event]:
+        """Make a blob ready to be mounted; the events that follow at once. Nothing to do where
+        the kernel says itself what it opens. Called from any thread.
+
+        Raises OutOfSpace, OSError.
+        """
+        ...
+
+    def withdraw(self, object: ObjectId) -> list[Event]:
+        """Nobody will mount the object again: `Closed` if the kernel has let go of it, else
+        nothing; ask again later. Nothing, too, where the kernel says itself what it closes."""
+        ...
+
+    def complete(self, object: ObjectId) -> None:
+        """All of the object's chunks are in its file: readers need not ask any more."""
+        ...
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when `drain` has something to return."""

@@ -13,7 +13,6 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -39,8 +38,17 @@ from fscached.transport import (
     Ticket,
     Wanted,
 )
+from fscached.transport.cache_file import (
+    NO_SPACE,
+    check_blocks,
+    data_extents,
+    round_up,
+    worth_a_line,
+    write_all,
+)
 
 DEVICE = "/dev/cachefiles"
+DEVICE_NAME = "cachefiles"
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +58,6 @@ _DRAIN_MESSAGES_MAX = 1024
 _ONE_OPEN_FAILED = {errno.EEXIST, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFAULT}
 """A failing read of the device takes one OPEN out of the queue and fails it, nothing else."""
 
-_NO_SPACE = {errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT}
 _VOLUME_PREFIX = b"erofs,"
 _OFFSET_MAX = (1 << 63) - 1
 
@@ -108,6 +115,7 @@ class Cachefiles:
     """
 
     name = "cachefiles"
+    needs_holder = False
 
     def __init__(self, device_fd: int) -> None:
         self.counts = Counts()
@@ -169,6 +177,25 @@ class Cachefiles:
             raise NoRestore(error.errno, "this kernel has no restore (6.8 has)") from error
         self.supports_restore = True
 
+    @property
+    def holdings(self) -> dict[str, int]:
+        return {DEVICE_NAME: self._device}
+
+    def take_over(self) -> None:
+        self.restore()
+
+    def device(self, key: ObjectKey) -> str | None:
+        return None
+
+    def offer(self, key: ObjectKey, size_bytes: int) -> list[Event]:
+        return []
+
+    def withdraw(self, object: ObjectId) -> list[Event]:
+        return []
+
+    def complete(self, object: ObjectId) -> None:
+        """Reads of what is there have never asked."""
+
     def fileno(self) -> int:
         return self._device
 
@@ -206,7 +233,7 @@ class Cachefiles:
     def resident(self, object: ObjectId, size_bytes: int) -> list[tuple[int, int]]:
         opened = self._hold(object)
         try:
-            extents = list(_data_extents(opened.fd, _round_up(size_bytes)))
+            extents = list(data_extents(opened.fd, round_up(size_bytes)))
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
@@ -217,12 +244,11 @@ class Cachefiles:
         return extents
 
     def write(self, object: ObjectId, offset: int, memory: memoryview) -> None:
-        if offset % BLOCK_BYTES or memory.nbytes % BLOCK_BYTES:
-            # The kernel would round the offset down and write there (ondemand_fd_write_iter).
-            raise OSError(errno.EINVAL, f"{memory.nbytes} bytes at {offset} are not whole blocks")
+        # The kernel would round the offset down and write there (ondemand_fd_write_iter).
+        check_blocks(offset, memory)
         opened = self._hold(object)
         try:
-            _write_all(opened.fd, offset, memory)
+            write_all(opened.fd, offset, memory)
         except OSError as error:
             raise _write_error(opened, offset, memory.nbytes, error) from error
         finally:
@@ -290,7 +316,7 @@ class Cachefiles:
             raise _Malformed(f"opcode {opcode}")
         except _Malformed as reason:
             self.counts.malformed += 1
-            if _worth_a_line(self.counts.malformed):
+            if worth_a_line(self.counts.malformed):
                 log.error("a message of %d bytes from cachefiles is malformed: %s", length, reason)
             return None
 
@@ -355,7 +381,7 @@ class Cachefiles:
 
     def _orphaned(self, object: ObjectId, ticket: Ticket) -> None:
         self.counts.orphans += 1
-        if _worth_a_line(self.counts.orphans):
+        if worth_a_line(self.counts.orphans):
             log.error(
                 "READ %d is for object %d, which is not open here: a predecessor's descriptor is "
                 "alive somewhere; its reader waits until that process ends and restore is written",
@@ -415,45 +441,12 @@ def _object_key(volume: bytes, cookie: bytes) -> ObjectKey:
         raise _Malformed(f"OPEN of volume {volume!r}, cookie {cookie!r}") from error
 
 
-def _data_extents(fd: int, end: int) -> Iterator[tuple[int, int]]:
-    hole = 0
-    while hole < end:
-        try:
-            data = os.lseek(fd, hole, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return
-        if data >= end:
-            return
-        hole = os.lseek(fd, data, os.SEEK_HOLE)
-        yield data, min(hole, end)
-
-
-def _write_all(fd: int, offset: int, memory: memoryview) -> None:
-    while (count := os.pwrite(fd, memory, offset)) < memory.nbytes:
-        # A block that was written in part is written again: only whole blocks go down.
-        count -= count % BLOCK_BYTES
-        if not count:
-            raise OSError(errno.EIO, "the write stopped short")
-        memory, offset = memory[count:], offset + count
-
-
 def _write_error(opened: _Object, offset: int, count: int, error: OSError) -> Exception:
     what = f"{opened.key}: {count} bytes at {offset}: {error.strerror}"
     if error.errno == errno.ENOBUFS and not opened.ready:
         return NotReady(what)
-    if error.errno in _NO_SPACE:
+    if error.errno in NO_SPACE:
         return OutOfSpace(error.errno, f"{what}; free space on the cache file system")
     if error.errno == errno.EINVAL:
         what += " (is the memory aligned to a page?)"
     return OSError(error.errno, what)
-
-
-def _round_up(size_bytes: int) -> int:
-    return -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
-
-
-def _worth_a_line(count: int) -> bool:
-    """The first, second, fourth, eighth ...: a flood of one kind is a few lines."""
-    return count & (count - 1) == 0

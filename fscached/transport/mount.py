@@ -1,8 +1,10 @@
 """EROFS mounts whose bytes the kernel asks for, and what is mounted already.
 
+Over fscache an image is mounted by names, over plain files (fanotify) by its bootstrap's path.
+
 Through the file-descriptor mount API: its context log says why EROFS refused, which mount(2) does
-not. Mounting makes the kernel ask for the image's superblock and root directory, so whoever calls
-`mount_fsid` waits for the daemon: never call it from the daemon's event loop.
+not. Mounting makes the kernel ask for the image's superblock and root directory, so whoever mounts
+waits for the daemon: never call it from the daemon's event loop.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,8 @@ _LOG_LINES_MAX = 16
 _VOLUME_PREFIX = "erofs,"
 _HEXADECIMAL = re.compile(r"([0-9a-f]{2})*")
 _MOUNTINFO = Path("/proc/self/mountinfo")
+_BOOTSTRAP = re.compile(r"/.*/images/([0-9a-f]{64})/image\.boot")
+"""A bootstrap as `fscached.store` keeps it."""
 _NOT_SUPPORTED = re.compile(r"option not supported|Unknown parameter '(fsid|domain_id)'")
 
 _TYPE_REMEDIES = {
@@ -68,16 +72,19 @@ class MountPoint(NamedTuple):
     fs_type: str
     options: tuple[tuple[str, str], ...]
     """Of the superblock, in order, repeated ones too."""
+    source: str = ""
 
 
 class Mount(NamedTuple):
-    """An EROFS over fscache that is mounted; bind mounts of it have the same `device`."""
+    """An image that is mounted; bind mounts of it have the same `device`."""
 
     fsid: str
     domain_id: str
-    """Empty: its blobs are shared with nobody."""
+    """Empty: its blobs are shared with nobody, or it is mounted from files."""
     target: str
     device: str
+    bootstrap: str = ""
+    """The file it is mounted from; empty over fscache."""
 
     @property
     def key(self) -> ObjectKey:
@@ -95,12 +102,23 @@ def mount_fsid(target: str, fsid: str, domain_id: str = "") -> None:
     if domain_id:
         _check_name("domain_id", domain_id)
     _check_target(target)
-    what = f"mounting {fsid} on {target}"
+    names = [("domain_id", domain_id)] if domain_id else []
+    _mount(f"mounting {fsid} on {target}", [*names, ("fsid", fsid)], target)
+
+
+def mount_files(target: str, bootstrap: str, devices: Sequence[str]) -> None:
+    """Mount the image whose bootstrap is a file, and whose blobs are files in the order of its
+    device table, read-only on the directory `target` (absolute). Raises MountError."""
+    _check_target(target)
+    files = [("device", path) for path in devices]
+    _mount(f"mounting {bootstrap} on {target}", [("source", bootstrap), *files], target)
+
+
+def _mount(what: str, options: Sequence[tuple[str, str]], target: str) -> None:
     with _refused(what, _TYPE_REMEDIES), _closing(mount.fsopen("erofs")) as context:
         with _refused(what, _CREATE_REMEDIES, context):
-            if domain_id:
-                mount.fsconfig_set_string(context, "domain_id", domain_id)
-            mount.fsconfig_set_string(context, "fsid", fsid)
+            for key, value in options:
+                mount.fsconfig_set_string(context, key, value)
             mount.fsconfig_set_flag(context, "ro")
             mount.fsconfig_create(context)
             mounted = mount.fsmount(context)
@@ -130,9 +148,13 @@ def mounted(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
     found = []
     for point in mount_points(mountinfo):
         options = dict(point.options)
-        if point.fs_type == "erofs" and "fsid" in options:
+        if point.fs_type != "erofs":
+            continue
+        if "fsid" in options:
             domain_id = options.get("domain_id", "")
             found.append(Mount(options["fsid"], domain_id, point.target, point.device))
+        elif bootstrap := _BOOTSTRAP.fullmatch(point.source):
+            found.append(Mount(bootstrap[1], "", point.target, point.device, point.source))
     return found
 
 
@@ -179,13 +201,14 @@ def _mount_point(line: bytes) -> MountPoint:
     """proc_pid_mountinfo(5): six fields, any number of tags, a dash, three fields."""
     fields, _, rest = line.partition(b" - ")
     _id, _parent, device, _root, target, *_ = fields.split(b" ")
-    fs_type, _source, options = rest.split(b" ", 2)
+    fs_type, source, options = rest.split(b" ", 2)
     pairs = (option.partition(b"=") for option in options.split(b","))
     return MountPoint(
         device.decode(),
         _unescaped(target),
         _unescaped(fs_type),
         tuple((_unescaped(key), _unescaped(value)) for key, _, value in pairs),
+        _unescaped(source),
     )
 
 
@@ -194,17 +217,19 @@ def _unescaped(field: bytes) -> str:
     return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8) & 255]), field))
 
 
-def _check_name(what: str, name: str) -> None:
-    """A name is part of a file name of the cache and ends a mount option."""
+def name_fault(name: str) -> str:
+    """What is wrong with a name that becomes part of a file name of the cache and ends a mount
+    option; empty: nothing."""
     if not name or len(os.fsencode(name)) > NAME_BYTES_MAX:
-        reason = f"must have 1 to {NAME_BYTES_MAX} bytes"
-    elif bad := set(name) & set("/,\0\n\\"):
-        reason = f"must not contain {min(bad)!r}"
-    elif name in {".", ".."}:
-        reason = "must not be a directory's own name"
-    else:
-        return
-    raise MountError(f"{what} {name[:NAME_BYTES_MAX]!r}", reason, errno.EINVAL)
+        return f"must have 1 to {NAME_BYTES_MAX} bytes"
+    if bad := set(name) & set("/,\0\n\\"):
+        return f"must not contain {min(bad)!r}"
+    return "must not be a directory's own name" if name in {".", ".."} else ""
+
+
+def _check_name(what: str, name: str) -> None:
+    if fault := name_fault(name):
+        raise MountError(f"{what} {name[:NAME_BYTES_MAX]!r}", fault, errno.EINVAL)
 
 
 def _check_target(target: str) -> None:

@@ -30,6 +30,7 @@ KERNEL_GONE = (7, 2)
 """EROFS over fscache came with 5.19 and was taken out of EROFS by 7.2."""
 
 RESTORE_FIRST = (6, 8)
+FANOTIFY_FIRST = (6, 14)
 DESCRIPTORS_SPARE = 1024
 """For connections, pipes and files, on top of one descriptor per open object."""
 
@@ -103,6 +104,18 @@ def this_host(device: str = "/dev/cachefiles") -> Host:
         trial=_trial,
         device=Path(device),
     )
+
+
+def choice(host: Host) -> tuple[str, str]:
+    """The transport for this kernel, and why: cachefiles where it works, since what is resident
+    costs nothing there; else fanotify if the kernel is new enough."""
+    symbols = _symbols(host)
+    erofs_lacks = "erofs_register_sysfs" in symbols and "erofs_fscache_register_fs" not in symbols
+    if "cachefiles_ondemand_copen" in symbols and not erofs_lacks and host.version < KERNEL_GONE:
+        return "cachefiles", "the kernel has EROFS over fscache"
+    if host.version >= FANOTIFY_FIRST:
+        return "fanotify", f"no EROFS over fscache here, and Linux {host.release} asks by fanotify"
+    return "cachefiles", f"Linux {host.release} is too old for fanotify (6.14)"
 
 
 def survey(host: Host, cache: Cache, paths: Iterable[str] = ()) -> list[Finding]:

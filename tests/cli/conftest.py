@@ -87,6 +87,11 @@ class StandInMounts:
             raise mount.MountError(f"mounting {fsid}: I/O error", "see the daemon's log", 5)
         self.table.append(mount.Mount(fsid, domain_id, target, "0:9"))
 
+    def mount_files(self, target: str, bootstrap: str, devices: list[str]) -> None:
+        self._happened.append("mount")
+        fsid = bootstrap.split("/")[-2]
+        self.table.append(mount.Mount(fsid, "", target, "0:9", bootstrap))
+
     def bind(self, source: str, target: str) -> None:
         self._happened.append("bind")
         [first] = [point for point in self.table if point.target == source]
@@ -113,7 +118,7 @@ def service() -> StandInService:
 def mounts(service: StandInService, monkeypatch: pytest.MonkeyPatch) -> StandInMounts:
     """The mount table's stand-in, in place of the real one."""
     found = StandInMounts(service.happened)
-    for name in ("mount_fsid", "bind", "unmount", "mounted", "dead"):
+    for name in ("mount_fsid", "mount_files", "bind", "unmount", "mounted", "dead"):
         monkeypatch.setattr(mount, name, getattr(found, name))
     return found
 

@@ -153,6 +153,8 @@ async def test_an_image_is_added_with_credentials(client: Client, service: Any) 
         "manifest_digest": "sha256:" + "a" * 64,
         "blobs": ["b" * 64],
         "settled": False,
+        "bootstrap": "",
+        "devices": None,
     }
     credentials = {"username": "u", "password": "hunter2"}
     await call(client.put, "/api/v2/images", body | {"credentials": credentials})

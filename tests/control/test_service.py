@@ -24,7 +24,7 @@ from fscached.source.registries import Registries
 from fscached.store import Store
 from fscached.transport import ObjectKey
 from tests.fake_kernel import FakeKernel
-from tests.fill.conftest import settled
+from tests.fill.conftest import settled, until
 from tests.rafs_v6.trees import Built, build, directory, regular
 
 pytestmark = pytest.mark.asyncio
@@ -57,6 +57,7 @@ class Node:
             self.store,
             self.images,
             self.objects,
+            self.kernel,
             self.registries,
             handover,
             self.stopped.set,
@@ -165,7 +166,7 @@ async def test_an_image_in_use_is_forgotten_at_its_close(tmp_path, built):
     assert await node.kernel.read(boot, 0, 4096) == built.image.bootstrap[:4096]
     node.kernel.umount(boot)
     node.drain()
-    assert handover.load() == [] and len(node.images) == 0
+    await until(lambda: handover.load() == [] and len(node.images) == 0)
     await node.close()
 
 
