@@ -347,6 +347,7 @@ def _fetched_twice(report: Report, asked: list[Asked]) -> list[tuple[float, int]
 
 def _keep(kernel: str, seed: int, name: str, facts: dict[str, Any]) -> None:
     """Put the result of a long run beside the others of its kernel."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"crash-{kernel}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
     head = ["git", "-C", str(project.ROOT), "rev-parse", "HEAD"]
