@@ -1,4 +1,7 @@
-"""The guest's end of the wire: runs commands and moves files for the host. PID 1 starts it."""
+"""The guest's end of the wire: runs commands and moves files for the host. PID 1 starts it.
+
+The wire is a virtio-serial port, or the descriptor $AGENT_FD where there is no virtual machine.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +138,9 @@ def _port() -> Path:
 
 def main() -> None:
     # The port may be opened once only, so both directions share the descriptor.
-    port = os.open(_port(), os.O_RDWR | os.O_CLOEXEC)
+    given = os.environ.pop("AGENT_FD", None)
+    port = os.open(_port(), os.O_RDWR | os.O_CLOEXEC) if given is None else int(given)
+    os.set_inheritable(port, False)
     Agent(port).serve(os.fdopen(port, "rb"))
 
 

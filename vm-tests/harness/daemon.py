@@ -106,6 +106,13 @@ class Daemon:
         status: dict[str, Any] = json.loads(asked.stdout)
         return status
 
+    def asked(self) -> int:
+        """How many READs the kernel has asked for: its own count from tracepoints, since the last
+        reset; fanotify has none, so the daemon's, since it started."""
+        if self._guest.kernel.traced:
+            return self._guest.cachefiles_counts()["read"]
+        return int(self.status()["totals"]["reads"])
+
     def mount(self, reference: str, directory: str, *, timeout_s: float = 60.0) -> str:
         """Mount an image; makes the directory."""
         self._guest.run(["mkdir", "-p", directory])

@@ -24,7 +24,7 @@ class Disk:
 
     `serial` names it in the guest (/sys/block/*/serial, at most 20 bytes). What a guest writes to a
     disk that is not `lasting` goes away with the guest. A lasting one honours flushes as real
-    hardware does, and survives QEMU's end by SIGKILL.
+    hardware does, and survives QEMU's end by SIGKILL. `own`: no other guest uses the image.
     """
 
     image: Path
@@ -32,6 +32,7 @@ class Disk:
     mount: str
     lasting: bool = False
     options: str = "noatime"
+    own: bool = False
 
 
 def from_tree(image: Path, tree: Path, size_bytes: int | None = None) -> None:
@@ -90,4 +91,4 @@ def cache(image: Path, size_bytes: int = CACHE_BYTES, *, lasting: bool = False) 
     """A disk for the daemon's cache; a lasting one keeps what an earlier guest left in `image`."""
     if not (lasting and image.exists()):
         empty(image, size_bytes)
-    return Disk(image, "cache", CACHE_MOUNT, lasting=lasting)
+    return Disk(image, "cache", CACHE_MOUNT, lasting=lasting, own=True)

@@ -15,6 +15,7 @@ from typing import Self
 
 from harness import disk, kernel
 from harness.command import CommandFailed
+from harness.container import Container
 from harness.disk import Disk
 from harness.qemu import Qemu
 from harness.wire import Header, encode, receive
@@ -89,11 +90,16 @@ class Guest:
         memory_mib: int = 1024,
         cpus: int = 2,
     ) -> None:
-        """Start kernel `name` with root, project and `disks`; the serial console goes to a file."""
+        """Start kernel `name` with root, project and `disks`; the serial console goes to a file.
+        `native` is this machine's own, and no virtual machine: memory and CPUs are the host's."""
         self.kernel = kernel.prepared(name)
         self.console = console
         attached = [disk.root(), disk.site(), *disks]
-        self._machine = Qemu(self.kernel, attached, console, memory_mib=memory_mib, cpus=cpus)
+        self._machine: Qemu | Container
+        if name == kernel.NATIVE:
+            self._machine = Container(attached, console)
+        else:
+            self._machine = Qemu(self.kernel, attached, console, memory_mib=memory_mib, cpus=cpus)
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.Queue[tuple[Header, bytes] | None]] = {0: queue.Queue()}
         self._lock = threading.Lock()
@@ -179,7 +185,10 @@ class Guest:
     # -- what the kernel asked ------------------------------------------------------------------
 
     def reset_cachefiles_counts(self) -> None:
-        """Count the kernel's cachefiles_ondemand_* tracepoints from zero, losing none."""
+        """Count the kernel's cachefiles_ondemand_* tracepoints from zero, losing none. A kernel
+        that has none is left alone."""
+        if not self.kernel.traced:
+            return
         self.run(
             f"for trigger in {TRACING}/cachefiles_ondemand_*/trigger; do "
             'grep -q "^hist" "$trigger" && echo "!hist:keys=common_type" > "$trigger"; '

@@ -40,6 +40,9 @@ COMMON_VARIABLES = ("CONFIG_DEBUG_INFO_BTF_MODULES=",)
 # Trace headers the modules include but some headers packages leave out.
 TRACE_HEADERS = ("cachefiles.h", "erofs.h")
 
+NATIVE = "native"
+"""The name of the kernel this machine runs, where a guest needs no virtual machine."""
+
 FANOTIFY_FIRST = (6, 14)
 FANOTIFY_SUITE = "trixie-backports"
 """Where Debian has the kernels with fanotify's pre-content events."""
@@ -59,6 +62,10 @@ class NoSuchKernel(Exception):
     """The mirror does not offer a kernel with everything needed to rebuild its modules."""
 
 
+class NotHere(Exception):
+    """This machine's kernel cannot stand in for a guest's; says why."""
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel ready to boot: `vmlinuz` and `lib/modules/RELEASE` in one directory."""
@@ -66,6 +73,11 @@ class Kernel:
     name: str
     release: str
     directory: Path
+
+    @property
+    def traced(self) -> bool:
+        """Whether its cachefiles counts what it asks (tracepoints of on-demand mode)."""
+        return self.name != NATIVE and not _has_fanotify(self.release)
 
     @property
     def vmlinuz(self) -> Path:
@@ -106,8 +118,12 @@ def prepared(name: str) -> Kernel:
     """The kernel `name` (a series such as 6.12, a release or a Debian version), ready to boot.
 
     A series means the newest one offered the first time it was asked for: afterwards no network
-    is needed. Raises NoSuchKernel, CommandFailed, apt.NoMirror.
+    is needed. `native` is the kernel this machine runs: nothing of it is made ready. Raises
+    NoSuchKernel, CommandFailed, apt.NoMirror, NotHere.
     """
+    if name == NATIVE:
+        _require_native()
+        return Kernel(name, platform.release(), Path("/"))
     alias = store.root() / "kernels" / f"{name}_{RECIPE}"
     if not alias.is_dir():
         made = _stock(name) if _has_fanotify(name) else _rebuilt(name)
@@ -115,6 +131,18 @@ def prepared(name: str) -> Kernel:
         alias.symlink_to(made.name)
     directory = alias.resolve()
     return Kernel(name, directory.name.split("_")[0], directory)
+
+
+def _require_native() -> None:
+    """Raises NotHere unless images can be served on this machine's own kernel."""
+    release = platform.release()
+    if not _has_fanotify(release):
+        raise NotHere(f"kernel {release} has no fanotify before content is read, 6.14 has")
+    if os.geteuid() != 0:
+        raise NotHere("not root: mounts and fanotify's permission events need it")
+    known = "\terofs\n" in Path("/proc/filesystems").read_text()
+    if not known and subprocess.run(["modprobe", "-q", "erofs"], check=False).returncode != 0:
+        raise NotHere(f"kernel {release} has no erofs")
 
 
 def _rebuilt(name: str) -> Path:
