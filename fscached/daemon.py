@@ -71,6 +71,15 @@ def main(config: Config, unsafe: bool = False) -> int:
     return 0
 
 
+def leave(config: Config) -> int:
+    """What comes after the last daemon, once nobody will hold the transport; the exit code."""
+    transport = opening.inherited(config, FdStore().take())
+    logs.configure(config.log.level, config.log.file)
+    if transport is not None:
+        opening.leave(transport)
+    return 0
+
+
 async def _serve(
     config: Config, transport: Transport, handover: Handover, store: FdStore, takeover: bool
 ) -> None:

@@ -20,10 +20,18 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="run on fanotify although nobody holds its group: readers get zeros if this dies",
     )
+    parser.add_argument(
+        "--leave",
+        action="store_true",
+        help="serve nobody: unmount images that have holes, and fail their reads until nobody has "
+        "them open; what a supervisor runs last (systemd: ExecStopPost=)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     from fscached import config, daemon
 
+    if arguments.leave:
+        return daemon.leave(config.load(arguments.config))
     return daemon.main(config.load(arguments.config), arguments.unsafe_no_supervisor)

@@ -37,6 +37,9 @@ SETTLED_S: Final = 5.0
 
 CANNOT_START: Final = 126
 STORED_LIMIT: Final = 16
+NEEDS_LEAVE: Final = "fanotify"
+"""A stored fd of this name may only be closed after a run of the command with `--leave`: its last
+close lets all readers go on, and they would read zeros."""
 DATAGRAM_LIMIT_BYTES: Final = 8192
 # Stored fds are kept above those that a daemon is given them at, so that no dup2 hits another.
 _HELD_FROM: Final = FIRST_FD + STORED_LIMIT
@@ -56,6 +59,7 @@ class Phase(enum.Enum):
     PAUSING = "the daemon has died and its successor is due after a pause"
     REPLACING = "the daemon ends to make room for its successor"
     STOPPING = "the daemon ends, and the supervisor after it"
+    LEAVING = "the command's last run, `--leave`, ends, and the supervisor after it"
     ENDED = "nothing"
 
 
@@ -127,7 +131,8 @@ class Supervisor:
         environment["NOTIFY_SOCKET"] = "@" + os.fsdecode(self._inbox.getsockname()[1:])
         environment["LISTEN_FDS"] = str(len(self._stored))
         environment["LISTEN_FDNAMES"] = ":".join(self._stored)
-        self._phase = Phase.SERVING
+        if self._phase is not Phase.LEAVING:
+            self._phase = Phase.SERVING
         self._deadline_s = None
         self._born_s = time.monotonic()
         try:
@@ -135,7 +140,7 @@ class Supervisor:
         except OSError as error:
             log.error("cannot start a daemon: %s", error)
             self._status = CANNOT_START
-            self._mourn()
+            self._happened(Event.DIED)
             return
         self._pidfd = os.pidfd_open(self._pid)
         self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
@@ -144,7 +149,7 @@ class Supervisor:
     def _exec(self, environment: dict[str, str]) -> int:
         return os.posix_spawn(
             self._command[0],
-            self._command,
+            [*self._command, "--leave"] if self._phase is Phase.LEAVING else self._command,
             environment,
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, fd, FIRST_FD + place)
@@ -161,7 +166,8 @@ class Supervisor:
         self._selector.unregister(self._pidfd)
         os.close(self._pidfd)
         code = os.waitstatus_to_exitcode(status)
-        self._status = code if code >= 0 else 128 - code
+        if self._phase is not Phase.LEAVING:
+            self._status = code if code >= 0 else 128 - code
         log.info("daemon ended", extra={"pid": self._pid, "status": self._status})
         self._pid = 0
         self._deadline_s = None
@@ -202,7 +208,13 @@ class Supervisor:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def _end(self) -> None:
-        self._phase = Phase.ENDED
+        """Unless what is stored may be closed only after a last run of the command."""
+        if NEEDS_LEAVE in self._stored and self._phase is not Phase.LEAVING:
+            log.info("the last daemon has ended; images with holes are unmounted")
+            self._phase = Phase.LEAVING
+            self._spawn()
+        else:
+            self._phase = Phase.ENDED
 
     def _read_inbox(self) -> None:
         while True:
@@ -263,6 +275,8 @@ _ACTIONS: Final[dict[tuple[Phase, Event], Callable[[Supervisor], None]]] = {
     (Phase.REPLACING, Event.DEADLINE): Supervisor._kill,
     (Phase.STOPPING, Event.DIED): Supervisor._end,
     (Phase.STOPPING, Event.DEADLINE): Supervisor._kill,
+    (Phase.LEAVING, Event.DIED): Supervisor._end,
+    (Phase.LEAVING, Event.STOP): Supervisor._kill,
 }
 
 

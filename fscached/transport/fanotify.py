@@ -19,6 +19,7 @@ import select
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
@@ -59,6 +60,8 @@ ERRNOS = frozenset(
 )
 """What a reader can be failed with (process_access_response in fanotify_user.c); with another one
 it would wait on."""
+
+LEAVE_PAUSE_S = 0.2
 
 _DRAIN_EVENTS_MAX = 1024
 """One `drain` gives the event loop back after so many; the group stays readable."""
@@ -163,6 +166,16 @@ class Fanotify:
     def condemn(self) -> list[Path]:
         """See `Folder.condemn`: for a new group, before anything is offered."""
         return self._folder.condemn()
+
+    def leave(self, take_down: Callable[[list[Path]], None]) -> None:
+        """Have `take_down` unmount what needs these files, and fail every read of them until nobody
+        can read a hole any more: then the group may be closed. For one that was adopted, and whose
+        objects were not offered again."""
+        self.take_over()
+        take_down(self._folder.marked())
+        while not self._folder.let_go():
+            self.drain()
+            select.select([self], [], [], LEAVE_PAUSE_S)
 
     def take_over(self) -> None:
         self._folder.inherited()

@@ -78,6 +78,20 @@ class Folder:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [path for path in sorted(self._directory.glob("*/*")) if self._condemned(path)]
 
+    def marked(self) -> list[Path]:
+        """The files that are marked and no objects."""
+        paths = sorted(self._directory.glob("*/*"))
+        return [path for path in paths if path.stat().st_ino in self._marks]
+
+    def let_go(self) -> bool:
+        """Take the marks off such files as nobody has open; whether that is all of them."""
+        for path in self.marked():
+            with _closing(_open(path)) as fd, _alone(fd) as alone:
+                if alone:
+                    fanotify.unmark(self._group, fd)
+                    self._marks.remove(os.fstat(fd).st_ino)
+        return not self.marked()
+
     def path(self, key: ObjectKey) -> Path:
         """Where an object's file is. Raises OSError for names that no file can have."""
         for name in key:

@@ -49,6 +49,13 @@ def anew(config: Config) -> Transport:
     return _cachefiles(config) if name == "cachefiles" else _fanotify(config)
 
 
+def leave(transport: Transport) -> None:
+    """For good: nobody will hold the transport any more. Images that are complete stay mounted.
+    Blocks for as long as somebody uses one that is not."""
+    if isinstance(transport, Fanotify):
+        transport.leave(take_down)
+
+
 def descriptors(config: Config) -> int:
     """How many this process may come to need."""
     return config.cache.open_objects + config.kernel.unanswered_reads + probe.DESCRIPTORS_SPARE
@@ -79,6 +86,11 @@ def _fanotify(config: Config) -> Fanotify:
             config.cache.directory, _floor(config.cache), config.kernel.unanswered_reads
         )
         if condemned := transport.condemn():
+            log.error(
+                "%d cache files have holes, and mounts whose holders have all ended read them as "
+                "zeros; such reads fail from now on",
+                len(condemned),
+            )
             take_down(condemned)
     except OSError as error:
         raise Missing(
@@ -88,15 +100,9 @@ def _fanotify(config: Config) -> Fanotify:
     return transport
 
 
-def take_down(condemned: list[Path]) -> None:
-    """Unmount what reads files whose group is gone. Holes of them were read as zeros, and the
-    kernel may still have those pages: nothing of such a mount can be mended."""
-    log.error(
-        "%d cache files have holes and are read by mounts whose holders have all ended; such reads "
-        "fail from now on",
-        len(condemned),
-    )
-    names = {path.name for path in condemned}
+def take_down(files: list[Path]) -> None:
+    """Unmount all images that need one of these files, and drop what the kernel has of them."""
+    names = {path.name for path in files}
     for point in reversed(mount.mounted()):
         if point.bootstrap and not names.isdisjoint(_blobs(point.bootstrap, names)):
             log.error("taken down, mount it again: %s", point.target, extra={"fsid": point.fsid})

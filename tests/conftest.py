@@ -1,0 +1,12 @@
+"""What all tests can be told."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--kills", type=int, default=10, help="of the daemon under load (default: %(default)s)"
+    )
+    parser.addoption("--kill-seed", type=int, default=1, help="of the moments of those kills")

@@ -1,0 +1,190 @@
+"""Reads of an image on this machine's kernel, through fanotify."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.native.conftest import Node, forget_pages, image_of, noise, until
+from tests.native.origin import Origin
+
+MIB = 1 << 20
+
+
+def content(target: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in target.iterdir()}
+
+
+def fetched_twice(registry: Origin, blob_ids: list[str]) -> list[tuple[str, int]]:
+    """Bytes of a blob that were sent again, by the megabyte; chunk maps are not among them."""
+    seen: set[tuple[str, int]] = set()
+    twice = []
+    for sent in registry.asked(blob_ids):
+        for at in range(-(-sent.start // MIB), sent.end // MIB):
+            if (sent.blob_id, at) in seen:
+                twice.append((sent.blob_id, at))
+            seen.add((sent.blob_id, at))
+    return twice
+
+
+def test_cold_reads_bring_the_right_bytes_and_hits_ask_nobody(node: Node, registry: Origin) -> None:
+    """Every byte comes once; after that the blob is read without a mark, and without an event."""
+    files = noise(1, 6, 700_000)
+    built = image_of(files)
+    node.start()
+    target = node.mount(registry.add("app", built))
+    assert content(target) == files
+    status = node.wait()
+    assert status["transport"] == "fanotify" and status["totals"]["reads_failed"] == 0
+    assert status["images"][0]["blobs"][0]["resident_bytes"] >= 6 * 700_000
+    asked, reads = len(registry.sent), status["totals"]["reads"]
+    forget_pages(target)
+    assert content(target) == files
+    assert (len(registry.sent), node.wait()["totals"]["reads"]) == (asked, reads)
+    assert "complete, and read without asking" in node.log.read_text()
+
+
+def test_a_complete_image_needs_no_daemon_and_a_second_mount_is_counted(
+    node: Node, registry: Origin
+) -> None:
+    """Its mounts outlive everything of ours; the last umount forgets it."""
+    files = noise(2, 2, 100_000)
+    reference = registry.add("app", image_of(files))
+    node.start()
+    first, second = node.mount(reference), node.mount(reference, "again")
+    assert content(first) == files
+    assert node.stop() == 0
+    for target in (first, second):
+        forget_pages(target)
+        assert content(target) == files
+    node.start()
+    assert node.wait()["images"] == []
+    node.fscached("umount", first)
+    assert content(second) == files
+    assert "not mounted" not in node.fscached("status").stdout
+    node.fscached("umount", second)
+    assert list(second.iterdir()) == []
+
+
+def test_images_share_a_blob(node: Node, registry: Origin) -> None:
+    """It has one file, and every byte of it comes once."""
+    shared, own = noise(3, 3, MIB), noise(4, 1, MIB)
+    one, two = image_of(shared), image_of(shared, {"own": own["f0"]})
+    node.start()
+    first = node.mount(registry.add("one", one))
+    second = node.mount(registry.add("two", two), "second")
+    (blob_id,) = one.blobs
+    assert content(first) == shared
+    assert content(second) == shared | {"own": own["f0"]}
+    assert fetched_twice(registry, [*two.blobs]) == []
+    assert len(list(node.cache.glob(f"files/*/{blob_id}"))) == 1
+    node.fscached("umount", first)
+    forget_pages(second)
+    assert content(second)["f0"] == shared["f0"]
+
+
+def test_many_readers_of_one_file(node: Node, registry: Origin) -> None:
+    """Sixty-four at once: nobody waits for ever, nothing comes twice."""
+    files = noise(5, 1, 3 * MIB)
+    built = image_of(files, {"other": noise(6, 1, 4096)["f0"]})
+    node.start()
+    target = node.mount(registry.add("app", built))
+    wrong: list[str] = []
+
+    def read() -> None:
+        if (target / "f0").read_bytes() != files["f0"]:
+            wrong.append("read")
+
+    threads = [threading.Thread(target=read) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and fetched_twice(registry, [*built.blobs]) == []
+
+
+def test_a_restart_fetches_nothing_twice(node: Node, registry: Origin) -> None:
+    """What is resident is told by the file, to a successor and to a daemon without a past."""
+    files = noise(7, 4, MIB)
+    built = image_of(files)
+    reference = registry.add("app", built)
+    node.start()
+    target = node.mount(reference)
+    assert (target / "f0").read_bytes() == files["f0"]
+    before = node.daemon_pid()
+    node.kill()
+    until(lambda: node.daemon_pid() not in {0, before} or None, "no successor")
+    assert (target / "f1").read_bytes() == files["f1"]
+    node.fscached("umount", target)
+    assert node.stop() == 0
+    node.start()
+    target = node.mount(reference)
+    forget_pages(target)
+    assert content(target) == files
+    assert fetched_twice(registry, [*built.blobs]) == []
+
+
+def test_a_registry_that_is_gone_fails_reads_for_as_long(node: Node, registry: Origin) -> None:
+    """EIO after the deadline; later the same read is right."""
+    files = noise(8, 2, MIB)
+    node.configure(fetch={"deadline_s": 0.5, "refusal_s": 0.0}, source={"retries": 0})
+    node.start()
+    target = node.mount(registry.add("app", image_of(files)))
+    assert (target / "f0").read_bytes() == files["f0"]
+    registry.down = True
+    with pytest.raises(OSError) as caught:
+        (target / "f1").read_bytes()
+    assert caught.value.errno == errno.EIO
+    registry.down = False
+    assert (target / "f1").read_bytes() == files["f1"]
+
+
+def test_a_corrupted_chunk_is_never_served(node: Node, registry: Origin) -> None:
+    """EIO while the registry lies, the right bytes once it does not."""
+    files = noise(9, 3, MIB)
+    built = image_of(files)
+    node.start()
+    target = node.mount(registry.add("app", built))
+    assert (target / "f0").read_bytes() == files["f0"]  # the chunk map is known from here on
+    (registry.flip,) = built.blobs
+    fd = os.open(target / "f2", os.O_RDONLY)
+    try:
+        with pytest.raises(OSError) as caught:
+            os.pread(fd, 4096, 0)
+        assert caught.value.errno == errno.EIO
+        registry.flip = ""
+        right = until(lambda: _tried(fd), "it stays unreadable")
+        assert right == files["f2"][:4096]
+    finally:
+        os.close(fd)
+    assert node.wait()["totals"]["bad_chunks"] > 0
+
+
+def _tried(fd: int) -> bytes | None:
+    try:
+        return os.pread(fd, 4096, 0)
+    except OSError:
+        return None
+
+
+def test_no_space_is_an_error_and_no_zeros(node: Node, registry: Origin) -> None:
+    """The floor of free space is kept by the daemon: below it nothing is written."""
+    files = noise(10, 2, MIB)
+    node.configure(
+        cache={
+            "block_stop_percent": 97,
+            "block_cull_percent": 98,
+            "block_run_percent": 99,
+            "directory": str(node.cache),
+        }
+    )
+    node.start()
+    target = node.mount(registry.add("app", image_of(files)))
+    with pytest.raises(OSError) as caught:
+        (target / "f0").read_bytes()
+    assert caught.value.errno == errno.EIO
+    assert "free space" in node.log.read_text()
