@@ -94,8 +94,9 @@ class Blob:
 
     def __init__(self, chunks: Chunks, planner: Planner, deadline_s: float, refusal_s: float):
         """`deadline_s`: how long a chunk may be waited for; `refusal_s`: how long wants for it
-        fail at once after that. The kernel asks two to four times before it gives a reader EIO
-        (tried on 6.1 and 6.12), so a deadline per want would multiply."""
+        fail at once after that, and wants for any other if nothing has landed for as long. The
+        kernel asks two to four times before it gives a reader EIO (tried on 6.1 and 6.12), and
+        asks for one chunk after the other (6.18), so a deadline per want would multiply."""
         self.chunks = chunks
         self._planner = planner
         self._deadline_s = deadline_s
@@ -107,6 +108,9 @@ class Blob:
         self._wants: dict[int, list[Want]] = {}
         self._deadlines: dict[int, float] = {}
         self._refused_until: dict[int, float] = {}
+        self._silent_since: float | None = None
+        """The first want since something landed."""
+        self._silent_until = 0.0
 
     def learn(self, extents: Extents) -> None:
         """Take over what the cache file holds. A chunk is resident only if all its padded pages
@@ -147,10 +151,10 @@ class Blob:
         missing = [index for index in covering if self._states[index] != State.RESIDENT]
         if not missing:
             return COMPLETE
-        if self._refused_until and any(
-            self._refused_until.get(index, now_s) > now_s for index in missing
-        ):
+        if now_s < self._silent_until or self._any_refused(missing, now_s):
             return REFUSE
+        if self._silent_since is None:
+            self._silent_since = now_s
         want = Want(ticket, len(missing))
         fetches = []
         for index in missing:
@@ -193,6 +197,7 @@ class Blob:
 
     def landed(self, run: Run) -> list[int]:
         """Chunks are in the cache file: the tickets that are complete now."""
+        self._silent_since, self._silent_until = None, 0.0
         tickets = []
         for index in range(run.first, run.end):
             self._move(index, State.RESIDENT)
@@ -245,12 +250,20 @@ class Blob:
 
     def expire(self, now_s: float) -> list[int]:
         """The tickets whose chunk has been waited for too long."""
-        return self._refuse([i for i, at_s in self._deadlines.items() if at_s <= now_s], now_s)
+        late = [i for i, at_s in self._deadlines.items() if at_s <= now_s]
+        silent_since = self._silent_since
+        if late and silent_since is not None and now_s >= silent_since + self._deadline_s:
+            self._silent_until = now_s + self._refusal_s
+        return self._refuse(late, now_s)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` has something to do, or None."""
         # One deadline_s for all: the order of insertion is the order of expiry.
         return next(iter(self._deadlines.values()), None)
+
+    def _any_refused(self, indexes: list[int], now_s: float) -> bool:
+        refused = self._refused_until
+        return bool(refused) and any(refused.get(index, now_s) > now_s for index in indexes)
 
     def _refuse(self, indexes: Iterable[int], now_s: float) -> list[int]:
         tickets: dict[int, None] = {}

@@ -129,6 +129,26 @@ def test_the_deadline_belongs_to_the_chunk():
     assert target.next_deadline_s() is None
 
 
+def test_a_source_that_was_silent_for_a_deadline_refuses_other_chunks_too():
+    """A page fault across two chunks asks for one after the other: it fails within one deadline."""
+    target = blob([1] * 8)
+    target.want(1, 0, PAGE, 0.0)
+    assert target.expire(30.0) == [1]
+    assert target.want(2, 6 * PAGE, 7 * PAGE, 30.5).refuse
+    assert target.want(3, 6 * PAGE, 7 * PAGE, 31.5).fetches
+
+
+def test_a_source_that_brought_anything_is_not_silent():
+    """One slow chunk says nothing of the others."""
+    target = blob([1] * 8)
+    target.want(1, 0, PAGE, 0.0)
+    (fetch,) = target.want(2, 4 * PAGE, 5 * PAGE, 10.0).fetches
+    assert fly(target, fetch) == [2]
+    assert target.expire(30.0) == [1]
+    assert not target.want(3, 3 * PAGE, 4 * PAGE, 30.5).refuse
+    assert target.want(4, 0, PAGE, 30.5).refuse
+
+
 def test_a_fetch_out_of_time_is_no_verdict_on_those_who_came_later():
     """The window took longer than its first chunk may: who waits for less long is served anew."""
     target = blob([1] * 4)
