@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
-from harness import disk
+from harness import disk, link
 from harness.daemon import drop_caches
 from harness.guest import Guest
 from harness.node import Node
@@ -20,7 +19,7 @@ OTHER = "/mnt/other"
 THIRD = "/mnt/third"
 CACHE_FILES = f"{disk.CACHE_MOUNT}/cache/cache/Ierofs,*"
 NEW, REPLACED, DURING, RESTARTED, *ENDED = LONE
-SLOW_LINK = "4mbit"
+SLOW_BYTES_PER_S = 500_000
 LETTING_GO_S = 20.0
 SIGTERM_LIMIT_S = 5.0
 AT_ONCE_S = 5.0
@@ -166,7 +165,7 @@ def test_replaced_during_reads(node: Node, images: Small) -> None:
     """Readers of a daemon that is replaced in the middle, twice, only wait."""
     node.mount(DURING, MOUNT)
     paths = noise(DURING)
-    with slow_link(node.guest):
+    with link.shaped(node.guest, bytes_per_s=SLOW_BYTES_PER_S):
         load = node.start_reading("whole", *(f"{MOUNT}/{path}" for path in paths))
         for _ in range(2):
             assert eventually(lambda: node.daemon.status()["totals"]["reads_waiting"] > 0)
@@ -237,7 +236,7 @@ def test_sigterm_during_load(node: Node, supervised: bool) -> None:
         node.daemon.start(supervised=False)
     name = ENDED[supervised]
     node.mount(name, MOUNT)
-    with slow_link(node.guest):
+    with link.shaped(node.guest, bytes_per_s=SLOW_BYTES_PER_S):
         load = [node.start_reading("whole", f"{MOUNT}/{path}") for path in noise(name)]
         assert eventually(lambda: node.daemon.status()["totals"]["reads_waiting"] > 0)
         began = time.monotonic()
@@ -247,16 +246,3 @@ def test_sigterm_during_load(node: Node, supervised: bool) -> None:
     # What a kernel says whose cache is closed: EIO 6.1, ENOBUFS 6.12.
     assert all(answer.partition(":")[0] in ("EIO", "ENOBUFS") for (answer,) in answers)
     assert "Traceback" not in node.daemon.log()
-
-
-class slow_link:
-    """The guest's loopback at a rate that keeps readers waiting for some seconds."""
-
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
-
-    def __enter__(self) -> None:
-        self._guest.run(f"tc qdisc add dev lo root netem rate {SLOW_LINK}")
-
-    def __exit__(self, *_: Any) -> None:
-        self._guest.run("tc qdisc del dev lo root")

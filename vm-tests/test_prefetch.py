@@ -66,12 +66,12 @@ def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> Non
     of_data = sorted((one.start, one.end) for one in asked if one.start < SHAPE.blob_bytes)
     assert [start for start, _ in of_data] == [0, *(end for _, end in of_data[:-1])]
     assert of_data[-1][1] == SHAPE.blob_bytes
-    reads = node.guest.cachefiles_counts()["read"]
+    reads = node.daemon.asked()
     drop_caches(node.guest)
     reader = inspector.start(node.guest, "stream", MOUNT, *noise.names(WHOLE), timeout_s=PATIENCE_S)
     seen = inspector.seen(reader, timeout_s=PATIENCE_S)
     assert (seen["error"], seen["wrong"]) == (None, [])
-    assert node.guest.cachefiles_counts()["read"] == reads
+    assert node.daemon.asked() == reads
     assert ledger.asked(blob_id) == asked
 
 

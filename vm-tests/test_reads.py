@@ -93,10 +93,10 @@ def passes(guest: Guest) -> Passes:
     node.begin()
     node.mount(image.NAME, MOUNT)
     cold = node.listing(MOUNT)
-    cold_reads = guest.cachefiles_counts()["read"]
+    cold_reads = node.daemon.asked()
     drop_caches(guest)
     again = digests(guest, MOUNT)
-    hit_reads = guest.cachefiles_counts()["read"] - cold_reads
+    hit_reads = node.daemon.asked() - cold_reads
     discrepancies = node.discrepancies()
     sent = node.blob_bytes()
     node.end()
@@ -163,11 +163,11 @@ def test_pages_in_any_order(node: Node, images: Small) -> None:
     node.mount(MAPPED, MOUNT)
     node.mount(SCATTERED, OTHER)
     for name, kind, directory in ((MAPPED, "mapped", MOUNT), (SCATTERED, "scattered", OTHER)):
-        before = node.guest.cachefiles_counts()["read"]
+        before = node.daemon.asked()
         for path in (*noise(name), text(name)):
             expected = hashlib.sha256(images.content(path)).hexdigest()
             assert node.read(kind, f"{directory}/{path}", 20) == expected
-        assert node.guest.cachefiles_counts()["read"] > before
+        assert node.daemon.asked() > before
 
 
 def test_last_byte_of_every_blob(node: Node, images: Small) -> None:
@@ -176,10 +176,10 @@ def test_last_byte_of_every_blob(node: Node, images: Small) -> None:
     there = bootstrap(node, MOUNT)
     last = last_bytes(there)
     assert len(last) == len(there.blobs) == 2
-    before = node.guest.cachefiles_counts()["read"]
+    before = node.daemon.asked()
     words = [word for path, at in last for word in (f"{MOUNT}/{path}", at)]
     assert node.read("bytes_at", *words) == [images.content(path)[at] for path, at in last]
-    assert node.guest.cachefiles_counts()["read"] - before == len(last)
+    assert node.daemon.asked() - before == len(last)
 
 
 def last_bytes(there: Bootstrap) -> list[tuple[str, int]]:

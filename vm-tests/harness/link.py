@@ -8,14 +8,21 @@ from contextlib import contextmanager
 from harness.guest import Guest
 
 QUEUE_PACKETS = 10_000
+QUEUE_BYTES = 64 << 20
+BURST_BYTES = 128 << 10
+"""A packet on loopback is as long as 64 KiB."""
 
 
 @contextmanager
 def shaped(guest: Guest, *, bytes_per_s: int, round_trip_ms: float = 0.0) -> Iterator[None]:
     """Let `bytes_per_s` over the guest's loopback, for both directions together, and let an answer
     take at least `round_trip_ms`."""
-    shape = f"delay {round_trip_ms / 2}ms rate {bytes_per_s * 8} limit {QUEUE_PACKETS}"
-    guest.run(f"tc qdisc replace dev lo root netem {shape}")
+    rate = f"rate {bytes_per_s * 8}"
+    shape = f"tbf {rate} burst {BURST_BYTES} limit {QUEUE_BYTES}"
+    if round_trip_ms:
+        # Not in every kernel, so only where it is needed.
+        shape = f"netem delay {round_trip_ms / 2}ms {rate} limit {QUEUE_PACKETS}"
+    guest.run(f"tc qdisc replace dev lo root {shape}")
     try:
         yield
     finally:
