@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fscached.cli import Subparsers
 
 if TYPE_CHECKING:
-    from fscached.transport.probe import Finding
+    from fscached.transport.host import Finding
 
 EXIT_MISSING = 3
 
@@ -31,13 +31,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from fscached import config
-    from fscached.transport import probe
+    from fscached.transport import host, probe
 
     settings = config.load(arguments.config)
     findings = probe.survey(
-        probe.this_host(settings.kernel.device),
+        host.this_host(settings.kernel.device),
         settings.cache,
         [arguments.config or str(config.DEFAULT_PATH), settings.paths.state_directory],
+        settings.kernel.transport,
     )
     if arguments.output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -148,14 +148,24 @@ def mounted(mountinfo: Path = _MOUNTINFO) -> list[Mount]:
     found = []
     for point in mount_points(mountinfo):
         options = dict(point.options)
-        if point.fs_type != "erofs":
+        bootstrap = _BOOTSTRAP.fullmatch(point.source)
+        if not is_image(point):
             continue
-        if "fsid" in options:
+        if bootstrap is not None:
+            found.append(Mount(bootstrap[1], "", point.target, point.device, point.source))
+        else:
             domain_id = options.get("domain_id", "")
             found.append(Mount(options["fsid"], domain_id, point.target, point.device))
-        elif bootstrap := _BOOTSTRAP.fullmatch(point.source):
-            found.append(Mount(bootstrap[1], "", point.target, point.device, point.source))
     return found
+
+
+def is_image(point: MountPoint) -> bool:
+    """Whether reads below it may wait for a daemon of ours."""
+    if point.fs_type != "erofs":
+        return False
+    return any(key == "fsid" for key, _ in point.options) or bool(
+        _BOOTSTRAP.fullmatch(point.source)
+    )
 
 
 def dead(fscache: Path = FSCACHE) -> frozenset[ObjectKey]:

@@ -12,6 +12,7 @@ from fscached.transport import Transport, cachefiles, fanotify, mount, probe
 from fscached.transport.cachefiles import Cachefiles, Culling
 from fscached.transport.fanotify import Fanotify
 from fscached.transport.floor import Floor
+from fscached.transport.host import this_host
 from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
 
@@ -44,7 +45,7 @@ def anew(config: Config) -> Transport:
     """A transport without a past. Raises Missing."""
     name: str = config.kernel.transport
     if name == "auto":
-        name, reason = probe.choice(probe.this_host(config.kernel.device))
+        name, reason = probe.choice(this_host(config.kernel.device))
         log.info("transport %s: %s", name, reason)
     return _cachefiles(config) if name == "cachefiles" else _fanotify(config)
 

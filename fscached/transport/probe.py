@@ -1,36 +1,37 @@
-"""What must be there before the kernel can ask: each precondition, what was found, what to do.
-
-Looks, and changes nothing but a nameless file in the cache directory. Other processes are seen
-through /proc/PID/fd and comm only: cmdline, maps and environ take the process's mmap lock, which a
-reader that waits for us may hold.
-"""
+"""What must be there before the kernel can ask: each precondition, what was found, what to do."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
-import mmap
 import os
 import re
-import resource
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from fscached.config import Cache
-from fscached.transport import BLOCK_BYTES
-from fscached.transport.mount import MountPoint, mount_points
+from fscached.transport import BLOCK_BYTES, probe_files
+from fscached.transport.host import (
+    Finding,
+    Host,
+    descriptor_targets,
+    has_module,
+    judged,
+    kernel_option,
+    kernel_symbols,
+    processes,
+    text_of,
+    this_host,
+)
+from fscached.transport.mount import MountPoint, is_image, mount_points
 
 KERNEL_FIRST = (5, 19)
 KERNEL_GONE = (7, 2)
 """EROFS over fscache came with 5.19 and was taken out of EROFS by 7.2."""
 
 RESTORE_FIRST = (6, 8)
-FANOTIFY_FIRST = (6, 14)
 DESCRIPTORS_SPARE = 1024
 """For connections, pipes and files, on top of one descriptor per open object."""
 
@@ -39,30 +40,12 @@ _CAP_SYS_RESOURCE = 1 << 24
 _OBJECT = "anon_inode:[cachefiles]"
 _REBUILD = "build the modules with on-demand mode: scripts/kernel-modules --install"
 _BETTER_PLACE = "put the cache on a local ext4, xfs or btrfs: directory in [cache]"
-_SYMBOLS = (
-    "cachefiles_add_cache",
-    "cachefiles_ondemand_copen",
-    "cachefiles_ondemand_restore",
-    "erofs_register_sysfs",
-    "erofs_fscache_register_fs",
-)
-
 _REFUSED_FILE_SYSTEMS = {
     *("tmpfs", "ramfs", "devtmpfs", "overlay", "9p", "virtiofs", "nfs", "nfs4", "cifs", "smb3"),
     *("ceph", "vfat", "exfat", "erofs", "squashfs", "iso9660"),
 }
 """What may pass the trial of a file and still is no place for a cache: gone after a boot, on
 another machine, on top of another file system, or read-only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One precondition. `remedy` is empty when it is met."""
-
-    name: str
-    ok: bool
-    found: str
-    remedy: str = ""
 
 
 class Holder(NamedTuple):
@@ -73,65 +56,33 @@ class Holder(NamedTuple):
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """Where to look, so that a test can show another machine."""
-
-    release: str
-    page_bytes: int
-    descriptors_max: int
-    trial: Callable[[str], str]
-    """What a file in this directory cannot do that the kernel will want; empty: nothing."""
-    statvfs: Callable[[str], os.statvfs_result] = os.statvfs
-    device: Path = Path("/dev/cachefiles")
-    proc: Path = Path("/proc")
-    boot: Path = Path("/boot")
-    modules: Path = Path("/lib/modules")
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """Major and minor of the running kernel; (0, 0) when its name has none."""
-        match = re.match(r"(\d+)\.(\d+)", self.release)
-        return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def this_host(device: str = "/dev/cachefiles") -> Host:
-    """The machine this runs on."""
-    return Host(
-        release=os.uname().release,
-        page_bytes=mmap.PAGESIZE,
-        descriptors_max=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
-        trial=_trial,
-        device=Path(device),
-    )
-
-
 def choice(host: Host) -> tuple[str, str]:
     """The transport for this kernel, and why: cachefiles where it works, since what is resident
     costs nothing there; else fanotify if the kernel is new enough."""
-    symbols = _symbols(host)
+    symbols = kernel_symbols(host)
     erofs_lacks = "erofs_register_sysfs" in symbols and "erofs_fscache_register_fs" not in symbols
     if "cachefiles_ondemand_copen" in symbols and not erofs_lacks and host.version < KERNEL_GONE:
         return "cachefiles", "the kernel has EROFS over fscache"
-    if host.version >= FANOTIFY_FIRST:
+    if host.version >= probe_files.FIRST:
         return "fanotify", f"no EROFS over fscache here, and Linux {host.release} asks by fanotify"
     return "cachefiles", f"Linux {host.release} is too old for fanotify (6.14)"
 
 
-def survey(host: Host, cache: Cache, paths: Iterable[str] = ()) -> list[Finding]:
-    """Every precondition, the most basic first. `paths` are files the daemon needs besides its own
-    program: its configuration, its state."""
-    symbols = _symbols(host)
+def survey(
+    host: Host, cache: Cache, paths: Iterable[str] = (), transport: str = "cachefiles"
+) -> list[Finding]:
+    """Every precondition of a transport (or "auto"), the most basic first. `paths` are files the
+    daemon needs besides its own program: its configuration, its state."""
+    reason = "as configured"
+    if transport == "auto":
+        transport, reason = choice(host)
     points = mount_points(host.proc / "self/mountinfo")
+    needs = _cachefiles(host) if transport == "cachefiles" else _files(host, cache)
     findings = [
         _privilege(host),
-        _kernel(host),
+        Finding("transport", True, f"{transport}: {reason}"),
+        *needs,
         _page_size(host),
-        _device(host, symbols),
-        _device_free(host),
-        _ondemand(host, symbols, "cachefiles", "cachefiles_add_cache", "cachefiles_ondemand_copen"),
-        _ondemand(host, symbols, "erofs", "erofs_register_sysfs", "erofs_fscache_register_fs"),
-        _restore(host, symbols),
         _descriptors(host, cache),
         _own_files([*_program(), cache.directory, *paths], points),
     ]
@@ -141,10 +92,27 @@ def survey(host: Host, cache: Cache, paths: Iterable[str] = ()) -> list[Finding]
     return findings
 
 
+def _cachefiles(host: Host) -> Iterator[Finding]:
+    symbols = kernel_symbols(host)
+    yield _kernel(host)
+    yield _device(host, symbols)
+    yield _device_free(host)
+    for module, base, mark in (
+        ("cachefiles", "cachefiles_add_cache", "cachefiles_ondemand_copen"),
+        ("erofs", "erofs_register_sysfs", "erofs_fscache_register_fs"),
+    ):
+        yield _ondemand(host, symbols, module, base, mark)
+    yield _restore(host, symbols)
+
+
+def _files(host: Host, cache: Cache) -> Iterator[Finding]:
+    return probe_files.survey(host, _existing(cache.directory))
+
+
 def explain_open_failure(error: OSError, host: Host | None = None) -> str:
     """Why `Cachefiles.open` or `bind` failed, and what to do: for people, one line."""
     host = host or this_host()
-    reason, symbols = str(error.strerror), _symbols(host)
+    reason, symbols = str(error.strerror), kernel_symbols(host)
     match error.errno:
         case errno.ENOENT | errno.ENODEV | errno.ENXIO if not host.device.exists():
             finding = _device(host, symbols)
@@ -167,11 +135,11 @@ def explain_open_failure(error: OSError, host: Host | None = None) -> str:
 def holders(host: Host) -> list[Holder]:
     """Who has the device or an object open, this process left out."""
     found = []
-    for directory in _processes(host):
-        for target in sorted(_descriptor_targets(directory)):
+    for directory in processes(host):
+        for target in sorted(descriptor_targets(directory)):
             if target in {str(host.device), _OBJECT}:
                 what = "an object" if target == _OBJECT else "the device"
-                found.append(Holder(int(directory.name), _read(directory / "comm").strip(), what))
+                found.append(Holder(int(directory.name), text_of(directory / "comm").strip(), what))
     return found
 
 
@@ -182,7 +150,7 @@ def served_by(path: str, points: list[MountPoint]) -> str | None:
     point = _mount_of(path, points)
     if point is None:
         return None
-    if point.fs_type == "erofs" and any(key == "fsid" for key, _ in point.options):
+    if is_image(point):
         return point.target
     below = [layer for key, value in point.options for layer in _layers(point, key, value)]
     older = points[: points.index(point)]
@@ -207,8 +175,8 @@ def _mount_of(path: str, points: list[MountPoint]) -> MountPoint | None:
 
 def _privilege(host: Host) -> Finding:
     capable = _capable(host, _CAP_SYS_ADMIN)
-    inherited = _read(host.proc / "self/uid_map").split() == ["0", "0", "4294967295"]
-    return _finding(
+    inherited = text_of(host.proc / "self/uid_map").split() == ["0", "0", "4294967295"]
+    return judged(
         "privilege",
         capable and inherited,
         "CAP_SYS_ADMIN" if capable else "no CAP_SYS_ADMIN",
@@ -218,7 +186,7 @@ def _privilege(host: Host) -> Finding:
 
 
 def _capable(host: Host, capability: int) -> bool:
-    status = _read(host.proc / "self/status")
+    status = text_of(host.proc / "self/status")
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
     return bool(match and int(match[1], 16) & capability)
 
@@ -230,11 +198,11 @@ def _kernel(host: Host) -> Finding:
         else "boot Linux 5.19 or newer (6.1 for shared domains)"
     )
     ok = KERNEL_FIRST <= host.version < KERNEL_GONE
-    return _finding("kernel", ok, host.release, remedy)
+    return judged("kernel", ok, host.release, remedy)
 
 
 def _page_size(host: Host) -> Finding:
-    return _finding(
+    return judged(
         "page-size",
         host.page_bytes == BLOCK_BYTES,
         f"{host.page_bytes} bytes",
@@ -251,7 +219,7 @@ def _device(host: Host, symbols: frozenset[str]) -> Finding:
         )
     if "cachefiles_add_cache" in symbols:
         remedy = "give this container the host's /dev: the module is loaded"
-    elif _has_module(host, "cachefiles"):
+    elif has_module(host, "cachefiles"):
         remedy = "modprobe cachefiles"
     else:
         remedy = "boot a kernel with CONFIG_CACHEFILES"
@@ -263,7 +231,7 @@ def _device_free(host: Host) -> Finding:
     strangers = [holder for holder in found if holder.comm != "fscached"]
     held = _held_by(strangers or found)
     remedy = "stop that process; it alone is asked by the kernel"
-    return _finding("device-free", not strangers, held or "nobody has it open", remedy)
+    return judged("device-free", not strangers, held or "nobody has it open", remedy)
 
 
 def _held_by(found: list[Holder]) -> str:
@@ -280,12 +248,12 @@ def _ondemand(host: Host, symbols: frozenset[str], module: str, base: str, mark:
         return Finding(name, True, f"{module} has on-demand mode")
     option = "CONFIG_CACHEFILES_ONDEMAND" if module == "cachefiles" else "CONFIG_EROFS_FS_ONDEMAND"
     if base in symbols:
-        loaded = f"\n{module} " in "\n" + _read(host.proc / "modules")
+        loaded = f"\n{module} " in "\n" + text_of(host.proc / "modules")
         remedy = _REBUILD if loaded else f"boot a kernel with {option}: it is built in"
         return Finding(name, False, f"{module} was built without on-demand mode", remedy)
-    if not _has_module(host, module):
+    if not has_module(host, module):
         return Finding(name, False, f"this kernel has no {module}", f"boot one with {option}")
-    built = _option(host, option)
+    built = kernel_option(host, option)
     told = "unknown" if built is None else "configured" if built else "off in the configuration"
     found = f"{module} is not loaded; on-demand mode is {told}"
     remedy = f"modprobe {module}, then look again"
@@ -312,9 +280,9 @@ def _descriptors(host: Host, cache: Cache) -> Finding:
     """The daemon raises its limit as far as it may: to the kernel's own with CAP_SYS_RESOURCE."""
     wanted, limit = cache.open_objects + DESCRIPTORS_SPARE, host.descriptors_max
     if _capable(host, _CAP_SYS_RESOURCE):
-        limit = int(_read(host.proc / "sys/fs/nr_open") or limit)
+        limit = int(text_of(host.proc / "sys/fs/nr_open") or limit)
     remedy = f"set LimitNOFILE={wanted}, or a smaller open_objects in [cache]"
-    return _finding("descriptors", limit >= wanted, f"at most {limit}", remedy)
+    return judged("descriptors", limit >= wanted, f"at most {limit}", remedy)
 
 
 def _own_files(paths: Iterable[str], points: list[MountPoint]) -> Finding:
@@ -341,8 +309,7 @@ def _cache_directory(host: Host, cache: Cache, points: list[MountPoint]) -> Iter
     if not os.path.isabs(directory):
         yield Finding(name, False, directory, "give an absolute path: directory in [cache]")
         return
-    while not os.path.lexists(directory):
-        directory = os.path.dirname(directory)
+    directory = _existing(directory)
     if not os.path.isdir(directory):
         yield Finding(name, False, f"{directory} is no directory", "directory in [cache] needs one")
         return
@@ -350,6 +317,13 @@ def _cache_directory(host: Host, cache: Cache, points: list[MountPoint]) -> Iter
     yield Finding(name, True, directory if made else f"{cache.directory}, to be made")
     yield _cache_file_system(host, directory, points)
     yield _space(host, directory, cache)
+
+
+def _existing(directory: str) -> str:
+    """The directory, or the nearest one above it that is there."""
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    return directory
 
 
 def _cache_file_system(host: Host, directory: str, points: list[MountPoint]) -> Finding:
@@ -363,7 +337,7 @@ def _cache_file_system(host: Host, directory: str, points: list[MountPoint]) -> 
     else:
         lacks = host.trial(directory)
     found = f"{fs_type}: {lacks}" if lacks else fs_type
-    return _finding("cache-file-system", not lacks, found, _BETTER_PLACE)
+    return judged("cache-file-system", not lacks, found, _BETTER_PLACE)
 
 
 def _space(host: Host, directory: str, cache: Cache) -> Finding:
@@ -373,81 +347,10 @@ def _space(host: Host, directory: str, cache: Cache) -> Finding:
     # btrfs counts no inodes: 0 of 0 are free, and the kernel's floor is 0 too.
     inodes = 100 * state.f_ffree // state.f_files if state.f_files else 100
     ok = blocks > cache.block_stop_percent and inodes > cache.file_stop_percent
-    return _finding(
+    return judged(
         "free-space",
         ok,
         f"{blocks} % of blocks and {inodes} % of inodes are free",
         f"free some: at {cache.block_stop_percent} % of blocks or {cache.file_stop_percent} % of "
         "inodes reads of what is not cached fail",
     )
-
-
-def _finding(name: str, ok: bool, found: str, remedy: str, suffix: str = "") -> Finding:
-    return Finding(name, ok, found + suffix, "" if ok else remedy)
-
-
-def _trial(directory: str) -> str:
-    """Do with a nameless file what the kernel will do with its own."""
-    step = "no nameless files with direct I/O (O_TMPFILE, O_DIRECT)"
-    try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC, 0o600)
-        try:
-            step = "no user extended attributes"
-            os.setxattr(fd, "user.fscached", b"1")
-            step = "no direct writes of 4 KiB"
-            os.ftruncate(fd, 256 * BLOCK_BYTES)
-            with mmap.mmap(-1, BLOCK_BYTES) as block:
-                os.pwrite(fd, block, 128 * BLOCK_BYTES)
-            step = "holes in files are not told (SEEK_DATA)"
-            if os.lseek(fd, 0, os.SEEK_DATA) == 128 * BLOCK_BYTES:
-                return ""
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return f"{step}: {error.strerror}"
-    return step
-
-
-def _symbols(host: Host) -> frozenset[str]:
-    """Which of `_SYMBOLS` the running kernel has; names are told without privilege."""
-    pattern = re.compile(rb" (" + "|".join(_SYMBOLS).encode() + rb")(?=[\t\n]|\Z)")
-    with contextlib.suppress(OSError):
-        text = (host.proc / "kallsyms").read_bytes()
-        return frozenset(match.decode() for match in pattern.findall(text))
-    return frozenset()
-
-
-def _option(host: Host, name: str) -> bool | None:
-    """Whether the kernel was configured with it; None: its configuration cannot be found."""
-    with contextlib.suppress(OSError, EOFError):
-        return f"\n{name}=" in gzip.decompress((host.proc / "config.gz").read_bytes()).decode()
-    text = _read(host.boot / f"config-{host.release}")
-    return f"\n{name}=" in text if text else None
-
-
-def _has_module(host: Host, module: str) -> bool:
-    """Whether the kernel comes with it, as a file or built in."""
-    lists = (host.modules / host.release / name for name in ("modules.dep", "modules.builtin"))
-    return any(f"/{module}.ko" in _read(path) for path in lists)
-
-
-def _processes(host: Host) -> Iterator[Path]:
-    for entry in sorted(host.proc.iterdir()):
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            yield entry
-
-
-def _descriptor_targets(directory: Path) -> Iterator[str]:
-    """Processes and descriptors come and go while one looks."""
-    with contextlib.suppress(OSError):
-        for descriptor in os.scandir(directory / "fd"):
-            with contextlib.suppress(OSError):
-                yield os.readlink(descriptor.path)
-
-
-def _read(path: Path) -> str:
-    """A file's text; empty when it cannot be read."""
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

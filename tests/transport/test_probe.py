@@ -55,6 +55,7 @@ class Machine:
             page_bytes=4096,
             descriptors_max=100_000,
             trial=lambda _: "",
+            group=lambda _: "",
             statvfs=space(),
             device=Path("/dev/null"),
             proc=root / "proc",
@@ -99,7 +100,7 @@ def test_a_good_machine_lacks_nothing(machine: Machine) -> None:
     """Every precondition is looked at and met."""
     assert machine.missing() == {}
     names = [finding.name for finding in probe.survey(machine.host, machine.cache)]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names)) == 14
 
 
 def without_capability(machine: Machine) -> None:
