@@ -21,6 +21,7 @@ from _pytest.runner import runtestprotocol
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from harness import disk, store
+from harness import kernel as kernels
 from harness.command import CommandFailed
 from harness.guest import Guest
 from harness.qemu import GuestLost, GuestPanic
@@ -71,10 +72,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [item for item in items if _is_of_another_transport(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
     timeout_s = LONG_TEST_TIMEOUT_S if config.option.long else TEST_TIMEOUT_S
     for item in filter(_needs_guest, items):
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(timeout_s))
+
+
+def _is_of_another_transport(item: pytest.Item) -> bool:
+    """A scenario about one transport has nothing to say on a kernel of the other."""
+    callspec = getattr(item, "callspec", None)
+    if callspec is None or "kernel" not in callspec.params:
+        return False
+    other = "cachefiles" if kernels.has_fanotify(callspec.params["kernel"]) else "fanotify"
+    return item.get_closest_marker(other) is not None
 
 
 def _needs_guest(item: pytest.Item) -> bool:

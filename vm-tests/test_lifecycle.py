@@ -74,6 +74,7 @@ def eventually(true: Callable[[], bool]) -> bool:
 # -- mounting and letting go ----------------------------------------------------------------------
 
 
+@pytest.mark.cachefiles
 def test_new_images_files_are_linked(node: Node) -> None:
     """After `mount` the cache files of a new image have names: a crash of the host leaves them."""
     node.mount(NEW, MOUNT)
@@ -84,6 +85,7 @@ def test_new_images_files_are_linked(node: Node) -> None:
     assert set(found.split()) >= {f"D{name}" for name in names}
 
 
+@pytest.mark.cachefiles
 def test_umount_lets_everything_go(node: Node) -> None:
     """After the last umount no descriptor of the kernel's is open, and every OPEN has its CLOSE."""
     assert node.descriptors() == 0
@@ -126,6 +128,7 @@ def device(node: Node, directory: str) -> str:
     return node.guest.run(["findmnt", "-rn", "-o", "MAJ:MIN", directory]).stdout.strip()
 
 
+@pytest.mark.cachefiles
 def test_unknown_fsid_fails_at_once(node: Node) -> None:
     """A mount of what was never registered fails, the log says which and what to do, and nothing
     else suffers."""
@@ -206,6 +209,7 @@ def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     assert node.daemon.status()["totals"]["received_bytes"] == 0
 
 
+@pytest.mark.cachefiles
 def test_dead_mounts_are_told(node: Node, images: Small) -> None:
     """A mount whose daemon ended cannot be read, nor can an image that shares a blob with it: both
     are refused until it is unmounted."""

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from harness.guest import Guest
 
+pytestmark = pytest.mark.cachefiles
+
 SCENARIOS = Path(__file__).with_name("transport_scenarios.py")
 CHUNK_BYTES = 1 << 20
 NAMES = (

@@ -77,7 +77,7 @@ class Kernel:
     @property
     def traced(self) -> bool:
         """Whether its cachefiles counts what it asks (tracepoints of on-demand mode)."""
-        return self.name != NATIVE and not _has_fanotify(self.release)
+        return not has_fanotify(self.name)
 
     @property
     def vmlinuz(self) -> Path:
@@ -126,7 +126,7 @@ def prepared(name: str) -> Kernel:
         return Kernel(name, platform.release(), Path("/"))
     alias = store.root() / "kernels" / f"{name}_{RECIPE}"
     if not alias.is_dir():
-        made = _stock(name) if _has_fanotify(name) else _rebuilt(name)
+        made = _stock(name) if has_fanotify(name) else _rebuilt(name)
         alias.unlink(missing_ok=True)
         alias.symlink_to(made.name)
     directory = alias.resolve()
@@ -136,7 +136,7 @@ def prepared(name: str) -> Kernel:
 def _require_native() -> None:
     """Raises NotHere unless images can be served on this machine's own kernel."""
     release = platform.release()
-    if not _has_fanotify(release):
+    if not has_fanotify(release):
         raise NotHere(f"kernel {release} has no fanotify before content is read, 6.14 has")
     if os.geteuid() != 0:
         raise NotHere("not root: mounts and fanotify's permission events need it")
@@ -172,7 +172,10 @@ def _stock(name: str) -> Path:
     return store.kept("kernels", offer.entry, assemble, keep=6)
 
 
-def _has_fanotify(name: str) -> bool:
+def has_fanotify(name: str) -> bool:
+    """Whether a kernel of this name is served by fanotify."""
+    if name == NATIVE:
+        return True
     numbers = re.match(r"(\d+)\.(\d+)", name)
     return numbers is not None and (int(numbers[1]), int(numbers[2])) >= FANOTIFY_FIRST
 

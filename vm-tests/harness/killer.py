@@ -2,7 +2,8 @@
 `python3 -m harness.killer ORDER`, an order in JSON; prints a report in JSON.
 
 A kill counts only if the kernel had asked for something before it that nobody had answered after
-it, by the kernel's own count of messages and answers.
+it. cachefiles counts messages and answers itself; of fanotify the kernel tells which readers wait
+for an answer (proc_pid_wchan(5)), and the daemon is stopped first, so that none comes meanwhile.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import time
 from collections.abc import Sequence
 from typing import TypedDict
 
-from harness.tracepoints import hits
+from harness.tracepoints import hits, traced
 
+WAITING = "fanotify_handle_event"
 ANSWERS = {"read": "cread", "open": "copen"}
 LOOK_S = 0.005
 
@@ -62,10 +64,7 @@ def carry_out(order: Order) -> Report:
         time.sleep(rng.uniform(*rng.choice(order["lives"])))
         if not _await_unanswered(order["of"], order["readers"]):
             break
-        before = _messages()
-        _kill(daemon)
-        after = _answers()
-        unanswered = {name: before[name] - after[name] for name in ANSWERS}
+        unanswered = _killed(daemon, order["readers"])
         resident = extents(order["file"])
         if any(count > 0 for count in unanswered.values()):
             kill = Kill(at_s=time.monotonic(), unanswered=unanswered, resident=resident)
@@ -100,11 +99,38 @@ def _await_unanswered(names: Sequence[str], readers: Sequence[int]) -> bool:
     """Wait until something is; a moment later it may not be, which is for the counts to tell.
     False when nobody is left who could ask."""
     while _alive(readers):
-        asked, answered = _messages(), _answers()
-        if any(asked[name] > answered[name] for name in names):
+        if any(count > 0 for name, count in _unanswered(readers).items() if name in names):
             return True
         time.sleep(LOOK_S)
     return False
+
+
+def _killed(daemon: int, readers: Sequence[int]) -> dict[str, int]:
+    """Kill it; what was unanswered at that moment."""
+    if traced():
+        before = _messages()
+        _kill(daemon)
+        after = _answers()
+        return {name: before[name] - after[name] for name in ANSWERS}
+    os.kill(daemon, signal.SIGSTOP)
+    unanswered = _unanswered(readers)
+    _kill(daemon)
+    return unanswered
+
+
+def _unanswered(readers: Sequence[int]) -> dict[str, int]:
+    if traced():
+        asked, answered = _messages(), _answers()
+        return {name: asked[name] - answered[name] for name in ANSWERS}
+    return {"read": sum(_waits(reader) for reader in readers), "open": 0}
+
+
+def _waits(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/wchan") as file:
+            return file.read() == WAITING
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _successor(supervisor: int, before: int) -> int:

@@ -13,6 +13,12 @@ BURST_BYTES = 128 << 10
 """A packet on loopback is as long as 64 KiB."""
 
 
+def can_delay(guest: Guest) -> bool:
+    """Whether the kernel can make round trips longer."""
+    trial = "tc qdisc add dev lo root netem delay 1ms && tc qdisc del dev lo root"
+    return guest.run(trial, check=False).returncode == 0
+
+
 @contextmanager
 def shaped(guest: Guest, *, bytes_per_s: int, round_trip_ms: float = 0.0) -> Iterator[None]:
     """Let `bytes_per_s` over the guest's loopback, for both directions together, and let an answer
