@@ -68,6 +68,8 @@ def main(config: Config, unsafe: bool = False) -> int:
             "(docs/fscached.service); --unsafe-no-supervisor to do without",
         )
     uvloop.run(_serve(config, transport, handover, store, takeover))
+    if not all(held):
+        opening.leave(transport)
     return 0
 
 

@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "--leave",
         action="store_true",
         help="serve nobody: unmount images that have holes, and fail their reads until nobody has "
-        "them open; what a supervisor runs last (systemd: ExecStopPost=)",
+        "them open; what `fscached supervise` runs last",
     )
     parser.set_defaults(run=run)
 

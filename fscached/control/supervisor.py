@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from fscached.control.notify import FIRST_FD, notify
+from fscached.control.notify import FIRST_FD, FdStore, notify
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,9 @@ class Supervisor:
     def run(self) -> int:
         """The exit status to end with: the daemon's own, or 128 and its signal."""
         self._listen()
+        for name, fd in FdStore().take().items():
+            self._hold(name, fd)
+            os.close(fd)
         self._spawn()
         while self._phase is not Phase.ENDED:
             for key, _ in self._selector.select(self._patience_s()):
@@ -214,6 +217,8 @@ class Supervisor:
             self._phase = Phase.LEAVING
             self._spawn()
         else:
+            for name in self._stored:
+                self._relay(["FDSTOREREMOVE=1", f"FDNAME={name}"])
             self._phase = Phase.ENDED
 
     def _read_inbox(self) -> None:
@@ -248,11 +253,17 @@ class Supervisor:
             return
         if name in self._stored:
             os.close(self._stored[name])
+            self._relay(["FDSTOREREMOVE=1", f"FDNAME={name}"])
+        self._hold(name, fd)
+        self._relay(["FDSTORE=1", f"FDNAME={name}", "FDPOLL=0"], [fd])
+
+    def _hold(self, name: str, fd: int) -> None:
         self._stored[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HELD_FROM)
 
-    def _relay(self, lines: list[str]) -> None:
+    def _relay(self, lines: list[str], fds: Sequence[int] = ()) -> None:
+        """Tell a service manager: it is the last holder, should this process die."""
         try:
-            notify(*lines, environment=os.environ)
+            notify(*lines, fds=fds, environment=os.environ)
         except OSError as error:
             log.warning("cannot tell the service manager: %s", error)
 

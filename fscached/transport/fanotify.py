@@ -168,9 +168,12 @@ class Fanotify:
         return self._folder.condemn()
 
     def leave(self, take_down: Callable[[list[Path]], None]) -> None:
-        """Have `take_down` unmount what needs these files, and fail every read of them until nobody
-        can read a hole any more: then the group may be closed. For one that was adopted, and whose
-        objects were not offered again."""
+        """Serve nobody any more: have `take_down` unmount what needs these files, and fail every
+        read of them until nobody can read a hole. Then the group may be closed."""
+        for object in self._folder.objects():
+            self._folder.drop(object)
+        for ticket in list(self._unanswered):
+            self._answer(ticket, EIO)
         self.take_over()
         take_down(self._folder.marked())
         while not self._folder.let_go():

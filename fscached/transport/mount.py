@@ -44,6 +44,7 @@ _CREATE_REMEDIES = {
     errno.ENOENT: "the daemon does not know this image: register it first",
     errno.ENOBUFS: "nobody serves the cache, or its file system is full: see `fscached doctor`",
     errno.EIO: "the image could not be read: see the daemon's log",
+    errno.ENOTBLK: "this kernel's erofs mounts no plain files: see `fscached doctor`",
     errno.EINVAL: "not a RAFS v6 image this kernel can mount: see the kernel's log",
     errno.EPERM: "mount as root",
 }

@@ -29,6 +29,7 @@ class StandInService:
         self.registered: dict[str, messages.ImageInfo] = {}
         self.credentials: messages.Credentials | None = None
         self.settled = True
+        self.files = False
         self.after_pull: Callable[[], None] = lambda: None
 
     def images(self) -> list[messages.ImageInfo]:
@@ -41,7 +42,16 @@ class StandInService:
             raise http.ApiError(HTTPStatus.BAD_GATEWAY, f"{reference}: no such image")
         self.happened.append("add")
         self.credentials = credentials
-        image = messages.ImageInfo(reference, FSID, "dom", "sha256:00", [BLOB], self.settled)
+        image = messages.ImageInfo(
+            reference,
+            FSID,
+            "dom",
+            "sha256:00",
+            [BLOB],
+            self.settled,
+            f"/state/images/{FSID}/image.boot",
+            [f"/cache/files/dom/{BLOB}"] if self.files else None,
+        )
         self.registered[FSID] = image
         self.after_pull()
         return image

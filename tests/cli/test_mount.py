@@ -50,6 +50,20 @@ def test_a_new_image_is_mounted_twice_so_that_its_cache_survives_a_crash(
     assert "linked by a first mount and umount" in output
 
 
+def test_where_the_kernel_mounts_files(
+    daemon: Any, mounts: Any, fscached: Fscached, directories: list[Path]
+) -> None:
+    """The daemon says which; one mount is enough, and a second mount point is bound."""
+    daemon.files = True
+    for directory in directories[:2]:
+        assert fscached("mount", REFERENCE, directory)[0] == 0
+    assert daemon.happened == ["add", "mount", "add", "bind"]
+    assert {point.fsid for point in mounts.table} == {"f" * 64}
+    for directory in directories[:2]:
+        assert fscached("umount", directory)[0] == 0
+    assert daemon.registered == {}
+
+
 def test_a_second_mount_point_is_a_bind_mount(
     daemon: Any, mounts: Any, fscached: Fscached, directories: list[Path]
 ) -> None:

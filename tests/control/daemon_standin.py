@@ -33,6 +33,7 @@ signal.signal(signal.SIGTERM, terminated)
 say(
     {
         "pid": os.getpid(),
+        "arguments": sys.argv[2:],
         "group": os.getpgid(0),
         "inherited": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
         "stored": {name: os.fstat(fd).st_ino for name, fd in fds.items()},

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -265,15 +266,59 @@ def test_replacing_during_a_pause_starts_at_once(supervised: Supervised) -> None
 
 
 def test_readiness_is_handed_on(supervised: Supervised, tmp_path: Path) -> None:
-    """The supervisor's own service manager hears READY and STATUS, and nothing of the store."""
+    """The supervisor's own service manager hears READY and STATUS, and holds what is stored until
+    the end."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(PATIENCE_S)
         supervised.start(NOTIFY_SOCKET=str(tmp_path / "notify"))
         daemon = supervised.daemon()
         daemon.tell("store state one")
+        data, fds, _, _ = socket.recv_fds(manager, 4096, 4)
+        assert data == b"FDSTORE=1\nFDNAME=state\nFDPOLL=0"
+        with os.fdopen(fds[0], "rb") as file:
+            assert os.pread(file.fileno(), 10, 0) == b"one"
         daemon.tell("ready")
         assert manager.recv(4096) == b"READY=1\nSTATUS=well"
+        daemon.tell("exit 0")
+        assert manager.recv(4096) == b"FDSTOREREMOVE=1\nFDNAME=state"
+
+
+def test_what_a_service_manager_held_is_given_on(tmp_path: Path) -> None:
+    """A supervisor that was killed is started again with what it had stored."""
+    program = "import os; print(os.environ['LISTEN_FDNAMES'], os.read(3, 9).decode())"
+    with tempfile.TemporaryFile() as file:
+        file.write(b"something")
+        file.flush()
+        os.lseek(file.fileno(), 0, os.SEEK_SET)
+        shell = (
+            f'exec 3</proc/self/fd/{file.fileno()}; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        )
+        supervise = [sys.executable, "-c", SUPERVISE, "1", "0", sys.executable, "-c", program]
+        done = subprocess.run(
+            ["/bin/sh", "-c", shell, "sh", *supervise],
+            env=os.environ | {"LISTEN_FDNAMES": "state"},
+            pass_fds=[file.fileno()],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    assert done.stdout == "state something\n", done.stderr
+
+
+def test_the_group_is_not_closed_before_a_last_run(supervised: Supervised) -> None:
+    """What is stored as `fanotify` outlives the last daemon for a run with `--leave`; a second
+    SIGTERM ends that too."""
+    process = supervised.start()
+    first = supervised.daemon()
+    inode = first.tell("store fanotify group")
+    process.terminate()
+    last = supervised.daemon()
+    assert last.about["stored"] == {"fanotify": inode} and last.about["arguments"] == ["--leave"]
+    process.terminate()
+    assert last.hear() is None
+    assert supervised.ended()[0] == 0
 
 
 def test_a_command_that_cannot_be_executed_ends_with_the_shells_status(tmp_path: Path) -> None:

@@ -93,7 +93,8 @@ def test_without_a_domain_none_is_set(kernel: Callable[..., Calls]) -> None:
         ("fsconfig_create", errno.ENOBUFS, "fscached doctor"),
         ("fsconfig_create", errno.EIO, "daemon's log"),
         ("fsconfig_create", errno.EINVAL, "RAFS v6"),
-        ("fsconfig_create", errno.ENOTBLK, "dmesg"),
+        ("fsconfig_create", errno.ENOTBLK, "plain files"),
+        ("fsconfig_create", errno.ENOLINK, "dmesg"),
         ("move_mount", errno.ENOENT, "create the directory"),
         ("move_mount", errno.ENOTDIR, "on a directory"),
     ],
@@ -184,6 +185,31 @@ def test_mounted_images_are_found(tmp_path: Path) -> None:
         Mount("abc", "dom", "/mnt/second", "0:52"),
         Mount("def", "", "/mnt/alone", "0:53"),
     ]
+
+
+def test_images_mounted_from_files_are_found(tmp_path: Path) -> None:
+    """By their bootstrap below a state directory; other EROFS files are not ours."""
+    fsid, path = "5a" * 32, tmp_path / "mountinfo"
+    source = f"/var/lib/fscached/state/images/{fsid}/image.boot"
+    path.write_text(
+        f"65 44 0:39 / /mnt/image ro,relatime - erofs {source} ro,user_xattr\n"
+        "66 44 0:40 / /mnt/other ro,relatime - erofs /srv/images/some/image.boot ro\n"
+    )
+    assert mount.mounted(path) == [Mount(fsid, "", "/mnt/image", "0:39", source)]
+
+
+def test_an_image_is_mounted_from_files(kernel: Callable[..., Calls]) -> None:
+    """The bootstrap, and the blobs in the order of its device table."""
+    calls = kernel()
+    mount.mount_files("/target", "/state/image.boot", ["/cache/b", "/cache/a"])
+    options = [call.split()[2:] for call in calls.seen if "set_string" in call]
+    assert options == [
+        ["source", "/state/image.boot"],
+        ["device", "/cache/b"],
+        ["device", "/cache/a"],
+    ]
+    with pytest.raises(MountError, match="absolute"):
+        mount.mount_files("target", "/state/image.boot", [])
 
 
 # Both tables of a 6.1 whose daemon was stopped under one mount; another daemon, another mount.

@@ -413,3 +413,75 @@ def test_this_machine_can_be_surveyed() -> None:
     """Whatever it lacks, every finding has a name, and a remedy exactly when it is not met."""
     findings = probe.survey(probe.this_host(), Cache())
     assert findings and all(bool(finding.remedy) != finding.ok for finding in findings)
+
+
+class FilesMachine(Machine):
+    """One whose kernel has no EROFS over fscache and asks by fanotify."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.write("proc/kallsyms", "0 T erofs_register_sysfs\n0 t erofs_fileio_submit_bio\n")
+        self.change(release="7.2.1")
+
+    def missing(self, *paths: str) -> dict[str, Finding]:
+        findings = probe.survey(self.host, self.cache, paths, "auto")
+        assert all(bool(finding.remedy) != finding.ok for finding in findings)
+        return {finding.name: finding for finding in findings if not finding.ok}
+
+
+@pytest.mark.parametrize(
+    ("release", "without", "chosen"),
+    [
+        ("6.12.0", "nothing", "cachefiles"),
+        ("6.18.0", "nothing", "cachefiles"),
+        ("6.18.0", "cachefiles_ondemand", "fanotify"),
+        ("6.18.0", "erofs_fscache", "fanotify"),
+        ("7.2.0", "nothing", "fanotify"),
+        ("6.13.0", "cachefiles_ondemand", "cachefiles"),
+    ],
+)
+def test_auto_takes_what_the_kernel_has(
+    machine: Machine, release: str, without: str, chosen: str
+) -> None:
+    """cachefiles where it works, else fanotify; and says why."""
+    machine.without(without)
+    machine.change(release=release)
+    name, reason = probe.choice(machine.host)
+    assert name == chosen and reason
+
+
+def test_a_machine_for_fanotify_lacks_nothing(tmp_path: Path) -> None:
+    """Neither a device nor modules are looked for."""
+    assert FilesMachine(tmp_path).missing() == {}
+
+
+def test_what_fanotify_lacks(tmp_path: Path) -> None:
+    """Each by its name, with a remedy."""
+    machine = FilesMachine(tmp_path)
+    machine.change(release="6.13.0", group=lambda directory: f"files in {directory} cannot be")
+    machine.write("proc/kallsyms", "0 T erofs_register_sysfs\n")
+    findings = probe.survey(machine.host, machine.cache, (), "fanotify")
+    missing = {finding.name for finding in findings if not finding.ok}
+    assert missing == {"kernel", "fanotify", "erofs-files"}
+    machine.write("proc/kallsyms", "")
+    findings = probe.survey(machine.host, machine.cache, (), "fanotify")
+    assert "modprobe erofs" in next(f.remedy for f in findings if f.name == "erofs-files")
+
+
+def test_a_group_needs_a_second_holder(tmp_path: Path) -> None:
+    """A daemon that alone holds it leaves zeros when it dies."""
+    machine = FilesMachine(tmp_path)
+    machine.process(812, "fscached", "/memfd:fscached-slots (deleted)")
+    assert "pid 812 (fscached)" in machine.missing()["second-holder"].found
+    machine.process(800, "supervise", "/memfd:fscached-slots (deleted)")
+    assert machine.missing() == {}
+
+
+def test_an_image_mounted_from_files_is_one(tmp_path: Path) -> None:
+    """Nothing of ours may lie in it."""
+    machine = FilesMachine(tmp_path)
+    source = f"/var/lib/fscached/state/images/{'a' * 64}/image.boot"
+    machine.mounts(
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw", f"2 1 0:40 / /image ro - erofs {source} ro"
+    )
+    assert machine.missing("/image/fscached.toml").keys() == {"own-files"}
