@@ -76,12 +76,11 @@ class Folder:
         marked in a group that is gone: their readers have been reading zeros. From now on their
         reads fail, and they cannot be offered before nobody has them open."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return [path for path in sorted(self._directory.glob("*/*")) if self._condemned(path)]
+        return [path for path in self._paths() if self._condemned(path)]
 
     def marked(self) -> list[Path]:
         """The files that are marked and no objects."""
-        paths = sorted(self._directory.glob("*/*"))
-        return [path for path in paths if path.stat().st_ino in self._marks]
+        return [path for path in self._paths() if path.stat().st_ino in self._marks]
 
     def let_go(self) -> bool:
         """Take the marks off such files as nobody has open; whether that is all of them."""
@@ -138,6 +137,7 @@ class Folder:
                 if not alone:
                     return False
                 fanotify.unmark(self._group, fd)
+                file.marked = False
         self.drop(object)
         return True
 
@@ -196,6 +196,9 @@ class Folder:
             if file.marked:
                 self._marks.add(file.inode)
         self._close_fill(file)
+
+    def _paths(self) -> list[Path]:
+        return [path for path in sorted(self._directory.glob("*/*")) if path.is_file()]
 
     def _made(self, path: Path, size_bytes: int) -> int:
         """A descriptor of the file, which has this size."""

@@ -128,6 +128,21 @@ def test_a_restart_fetches_nothing_twice(node: Node, registry: Origin) -> None:
     assert fetched_twice(registry, [*built.blobs]) == []
 
 
+def test_an_image_that_was_never_read_whole_comes_back(node: Node, registry: Origin) -> None:
+    """Its files were marked, and are again; what had come is not fetched again."""
+    files = noise(11, 4, MIB)
+    built = image_of(files)
+    reference = registry.add("app", built)
+    node.start()
+    for _ in range(3):
+        target = node.mount(reference)
+        assert (target / "f0").read_bytes() == files["f0"]
+        node.fscached("umount", target)
+    target = node.mount(reference)
+    assert content(target) == files
+    assert fetched_twice(registry, [*built.blobs]) == []
+
+
 def test_a_registry_that_is_gone_fails_reads_for_as_long(node: Node, registry: Origin) -> None:
     """EIO after the deadline; later the same read is right."""
     files = noise(8, 2, MIB)
