@@ -59,8 +59,11 @@ def main(config: Config, unsafe: bool = False) -> int:
     if transport is None:
         transport = opening.anew(config)
     handover = Handover(inherited.get(STATE_NAME))
-    holdings = {**transport.holdings, STATE_NAME: handover.fd}
-    held = [name in inherited or store.put(name, fd) for name, fd in holdings.items()]
+    # The transport last: a successor that finds it finds the rest.
+    holdings = {STATE_NAME: handover.fd, **transport.holdings}
+    held = [
+        (takeover and name in inherited) or store.put(name, fd) for name, fd in holdings.items()
+    ]
     if transport.needs_holder and not (all(held) or unsafe):
         raise Missing(
             f"nobody would hold {transport.name} if this daemon died: readers would get zeros",

@@ -7,6 +7,6 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--kills", type=int, default=10, help="of the daemon under load (default: %(default)s)"
+        "--kills", type=int, default=6, help="of the daemon under load (default: %(default)s)"
     )
     parser.addoption("--kill-seed", type=int, default=1, help="of the moments of those kills")

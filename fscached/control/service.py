@@ -337,7 +337,7 @@ class ControlService:
             domain_id=info.domain_id,
             manifest_digest=info.manifest_digest,
             settled=info.settled,
-            bootstrap=self._object_status(registration.key, image.size_bytes, None),
+            bootstrap=self._bootstrap_status(registration, info),
             blobs=[
                 self._object_status(
                     ObjectKey(registration.volume, entry.blob_id),
@@ -347,6 +347,13 @@ class ControlService:
                 for entry in image.blobs
             ],
         )
+
+    def _bootstrap_status(self, registration: Registration, info: ImageInfo) -> ObjectStatus:
+        """One that is mounted as a file is all there."""
+        size_bytes = registration.image.size_bytes
+        if info.devices is not None:
+            return ObjectStatus(registration.image.fsid, size_bytes, size_bytes)
+        return self._object_status(registration.key, size_bytes, None)
 
     def _object_status(
         self, key: ObjectKey, size_bytes: int, opened: OpenBlob | None

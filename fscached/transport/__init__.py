@@ -6,6 +6,7 @@ What does not: event loops, chunks, sources. Called by `fscached.daemon` and `fs
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, NewType, Protocol
 
 ObjectId = NewType("ObjectId", int)
@@ -107,8 +108,9 @@ class Transport(Protocol):
         """The descriptor that becomes readable when `drain` has something to return."""
         ...
 
-    def drain(self) -> list[Event]:
-        """Everything the kernel has asked so far, in its order; empty when there is nothing."""
+    def drain(self) -> Iterable[Event]:
+        """Everything the kernel has asked so far, in its order; empty when there is nothing. To be
+        acted upon as it comes: the next event may be read only then."""
         ...
 
     def open_ok(self, object: ObjectId, size_bytes: int) -> None:

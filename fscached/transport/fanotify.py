@@ -19,7 +19,7 @@ import select
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from errno import EIO
 from pathlib import Path
@@ -161,7 +161,7 @@ class Fanotify:
 
     @property
     def holdings(self) -> dict[str, int]:
-        return {GROUP_NAME: self._group, SLOTS_NAME: self._slots.fd}
+        return {SLOTS_NAME: self._slots.fd, GROUP_NAME: self._group}
 
     def condemn(self) -> list[Path]:
         """See `Folder.condemn`: for a new group, before anything is offered."""
@@ -177,7 +177,7 @@ class Fanotify:
         self.take_over()
         take_down(self._folder.marked())
         while not self._folder.let_go():
-            self.drain()
+            list(self.drain())  # without objects every event is denied as it is read
             select.select([self], [], [], LEAVE_PAUSE_S)
 
     def take_over(self) -> None:
@@ -208,11 +208,16 @@ class Fanotify:
     def fileno(self) -> int:
         return self._epoll.fileno()
 
-    def drain(self) -> list[Event]:
+    def drain(self) -> Iterator[Event]:
+        # One by one: a reader is answered before the group is asked for the next event.
+        yield from self._queued()
         for _ in range(_DRAIN_EVENTS_MAX):
             slot = self._take_slot()
             if slot is None or not self._read(slot):
-                break
+                return
+            yield from self._queued()
+
+    def _queued(self) -> list[Event]:
         events, self._events = self._events, []
         return events
 
@@ -243,18 +248,23 @@ class Fanotify:
 
     def _take_slot(self) -> int | None:
         """A free slot; if there is none, no word from the group before there is one again."""
+        slot = self._slots.take()
+        if slot is not None:
+            return slot
         with self._lock:
-            slot = self._slots.take()
-            if slot is None and not self._paused:
-                self._paused = True
+            # Whoever clears one after this look sees that we pause.
+            self._paused = True
+            if (slot := self._slots.take()) is None:
                 self._epoll.modify(self._group, 0)
                 log.warning("%d reads wait, the limit: others wait to be asked", self._slots.count)
-            return slot
+            else:
+                self._paused = False
+        return slot
 
     def _clear(self, slot: int) -> None:
-        with self._lock:
-            self._slots.clear(slot)
-            if self._paused:
+        self._slots.clear(slot)
+        if self._paused:
+            with self._lock:
                 self._paused = False
                 self._epoll.modify(self._group, select.EPOLLIN)
 

@@ -40,7 +40,8 @@ class Left(NamedTuple):
 
 
 class Slots:
-    """A fixed number of slots in a memfd, which is to be given to a holder. Not thread-safe."""
+    """A fixed number of slots in a memfd, which is to be given to a holder. One thread takes them,
+    any thread clears them."""
 
     def __init__(self, fd: int | None, count: int) -> None:
         """`fd`: what a predecessor left, with as many slots as it had; None: `count` new ones.

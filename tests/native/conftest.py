@@ -134,10 +134,11 @@ class Node:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """A supervised daemon that answers."""
+    def start(self, *words: str) -> None:
+        """A daemon that answers: supervised, or by these words of the command line."""
+        program = ["-m", "fscached", *words] if words else ["-c", SUPERVISE]
         with self.log.open("ab") as log:
-            command = [sys.executable, "-c", SUPERVISE, "--config", str(self.config)]
+            command = [sys.executable, *program, "--config", str(self.config)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         self.wait()
 

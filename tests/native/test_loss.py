@@ -116,3 +116,13 @@ def test_it_does_not_run_without_a_holder(node: Node) -> None:
     done = node.fscached("run", check=False)
     assert done.returncode == 3
     assert "nobody would hold fanotify" in done.stderr and "--unsafe-no-supervisor" in done.stderr
+
+
+def test_a_daemon_without_a_holder_leaves_by_itself(node: Node, registry: Origin) -> None:
+    """Who said so gets one; its SIGTERM is the end of images with holes."""
+    files = noise(5, 2, MIB)
+    node.start("run", "--unsafe-no-supervisor")
+    target = node.mount(registry.add("app", image_of(files)))
+    assert (target / "f0").read_bytes() == files["f0"]
+    assert node.stop() == 0
+    assert not mounted_on(target) and "taken down" in node.log.read_text()
