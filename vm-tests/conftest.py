@@ -26,7 +26,7 @@ from harness.command import CommandFailed
 from harness.guest import Guest
 from harness.qemu import GuestLost, GuestPanic
 
-KERNELS = ("6.1", "6.12")
+KERNELS = ("6.1", "6.12", "6.18", kernels.NATIVE)
 TEST_TIMEOUT_S = 600
 LONG_TEST_TIMEOUT_S = 4 * 3600
 RESULTS_KEPT = 10
@@ -72,7 +72,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    others = [item for item in items if _is_of_another_transport(item)]
+    others = [item for item in items if _is_not_for_its_kernel(item)]
     config.hook.pytest_deselected(items=others)
     items[:] = [item for item in items if item not in others]
     timeout_s = LONG_TEST_TIMEOUT_S if config.option.long else TEST_TIMEOUT_S
@@ -81,13 +81,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.timeout(timeout_s))
 
 
-def _is_of_another_transport(item: pytest.Item) -> bool:
+def _is_not_for_its_kernel(item: pytest.Item) -> bool:
     """A scenario about one transport has nothing to say on a kernel of the other."""
     callspec = getattr(item, "callspec", None)
     if callspec is None or "kernel" not in callspec.params:
         return False
-    other = "cachefiles" if kernels.has_fanotify(callspec.params["kernel"]) else "fanotify"
-    return item.get_closest_marker(other) is not None
+    kernel = callspec.params["kernel"]
+    others = ["cachefiles" if kernels.has_fanotify(kernel) else "fanotify"]
+    others += ["machine"] if kernel == kernels.NATIVE else []
+    return any(item.get_closest_marker(other) is not None for other in others)
 
 
 def _needs_guest(item: pytest.Item) -> bool:
@@ -173,7 +175,10 @@ def boot_guest(request: pytest.FixtureRequest, kernel: str, results: Path) -> It
 
     def boot_one(**options: Any) -> Guest:
         number = len(list(results.glob(f"{stem}-*.console"))) + 1
-        guest = Guest(kernel, results / f"{stem}-{number}.console", **options)
+        try:
+            guest = Guest(kernel, results / f"{stem}-{number}.console", **options)
+        except kernels.NotHere as reason:
+            pytest.skip(str(reason))
         guests.append(guest)
         guest.wait_for_agent()
         return guest

@@ -71,8 +71,7 @@ def test_registry_answers_and_its_log_counts_bytes(guest: Guest, registry: Regis
     assert registry.requests() == [Request("GET", "/v2/_catalog", 200, len(body))]
 
 
-def test_shaping_modules_load_on_demand(guest: Guest, kernel: str) -> None:
+@pytest.mark.machine
+def test_shaping_modules_load_on_demand(guest: Guest) -> None:
     """The kernel finds sch_netem by itself when tc asks for it."""
-    if kernel == NATIVE:
-        pytest.skip("which modules this machine's kernel has is not for us to say")
     assert link.can_delay(guest)

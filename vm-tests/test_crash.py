@@ -20,7 +20,6 @@ from harness import disk, inspector, noise, project
 from harness.daemon import drop_caches
 from harness.guest import Guest, Process
 from harness.inspector import Seen
-from harness.kernel import NATIVE
 from harness.killer import Kill, Order, Report
 from harness.ledger import Asked, Ledger
 from harness.node import Node
@@ -272,13 +271,12 @@ def test_a_chunk_with_a_missing_block_is_fetched_again(site: Site) -> None:
     assert site.asked_chunks(IMAGE)[before:] == [torn]
 
 
+@pytest.mark.machine
 def test_power_cuts_during_cold_reads(
     boot_guest: Callable[..., Guest], tmp_path: Path, kernel: str, seed: int, long: bool
 ) -> None:
     """QEMU killed at random moments, the disk kept: every chunk that is whole in the cache file is
     served from it, every other one is fetched again, once, and every byte is right."""
-    if kernel == NATIVE:
-        pytest.skip("this machine's power stays on: only a virtual machine's can be cut")
     rng = random.Random(seed)
     cache = tmp_path / "cache.ext4"
     kept = []

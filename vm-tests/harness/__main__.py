@@ -45,5 +45,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (kernel.NoSuchKernel, NoMirror, CommandFailed, OSError) as error:
+    except (kernel.NoSuchKernel, kernel.NotHere, NoMirror, CommandFailed, OSError) as error:
         sys.exit(f"setup: {error}")
