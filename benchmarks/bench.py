@@ -1,6 +1,7 @@
 """`scripts/bench NAME`: one bench; its last line is one JSON object.
 
-Each file in `workloads` is a bench of its name, found by being there.
+Each file in `workloads` is a bench of its name, found by being there. It has `run` for a guest,
+`run_native` for this machine's own kernel, or both.
 """
 
 from __future__ import annotations
@@ -12,23 +13,18 @@ import json
 import pkgutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
 import workloads
 from environments import Options
+from harness import store
 from harness.qemu import GuestPanic
 from report import Report, table
 
-
-class Workload(Protocol):
-    """A module of `workloads`; its docstring's first line says what is measured."""
-
-    REPETITIONS: int
-
-    def run(self, options: Options) -> Report: ...
+Run = Callable[[Options], Report]
 
 
 def main() -> int:
@@ -36,15 +32,25 @@ def main() -> int:
     benches = {name.replace("_", "-"): name for name in names}
     arguments = _arguments(list(benches))
     module = importlib.import_module(f"workloads.{benches[arguments.bench]}")
-    workload = cast(Workload, module)
-    with tempfile.TemporaryDirectory(prefix="fscached-bench-") as scratch:
+    run: Run | None = getattr(module, "run_native" if arguments.native else "run", None)
+    if run is None:
+        raise SystemExit(
+            f"{arguments.bench}: {'not' if arguments.native else 'only'} with --native"
+        )
+    # Natively beside the trees it is compared with: on the same file system.
+    place = store.root() if arguments.native else None
+    with tempfile.TemporaryDirectory(prefix="fscached-bench-", dir=place) as scratch:
         options = Options(
             bench=arguments.bench,
             kernel=arguments.kernel,
-            repetitions=arguments.repetitions or workload.REPETITIONS,
+            repetitions=arguments.repetitions or module.REPETITIONS,
             scratch=Path(scratch),
         )
-        report = _with_one_retry(workload, options)
+        report = _with_one_retry(run, options)
+    if arguments.plot is not None:
+        from plots import bars
+
+        bars.draw(report, arguments.plot)
     print(table(report))
     print(json.dumps(dataclasses.asdict(report)))
     return 0
@@ -55,16 +61,20 @@ def _arguments(benches: list[str]) -> argparse.Namespace:
     parser.add_argument("bench", choices=benches, metavar="NAME", help=", ".join(benches))
     parser.add_argument("--kernel", default="6.12", metavar="SERIES", help="6.1 or 6.12 (default)")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of every measurement")
+    parser.add_argument(
+        "--native", action="store_true", help="on this machine's own kernel; as root"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as SVG")
     return parser.parse_args()
 
 
-def _with_one_retry(workload: Workload, options: Options) -> Report:
+def _with_one_retry(run: Run, options: Options) -> Report:
     """Under emulation a guest's kernel now and then dies of the emulator."""
     try:
-        return workload.run(options)
+        return run(options)
     except GuestPanic as panic:
         print(f"the guest's kernel died, once more: {panic}", file=sys.stderr)
-        return workload.run(options)
+        return run(options)
 
 
 if __name__ == "__main__":

@@ -64,12 +64,15 @@ def percentile(values: Iterable[float], percent: float) -> float:
 
 def table(report: Report) -> str:
     """The results for people."""
-    lines = [f"{'':<24}{'ours':>10}{'spread':>10}{'baseline':>10}{'ratio':>8}"]
-    for found in report.results:
-        named = f"{found.name} ({found.unit})"
+    names = [f"{found.name} ({found.unit})" for found in report.results]
+    width = max(map(len, names)) + 1
+    lines = [f"{'':<{width}}{'ours':>10}{'spread':>10}{'baseline':>10}{'ratio':>8}"]
+    for named, found in zip(names, report.results, strict=True):
         baseline = "" if found.baseline is None else f"{found.baseline:g}"
         ratio = "" if found.ratio is None else f"{found.ratio:g}"
-        lines.append(f"{named:<24}{found.median:>10g}{found.spread:>10g}{baseline:>10}{ratio:>8}")
+        lines.append(
+            f"{named:<{width}}{found.median:>10g}{found.spread:>10g}{baseline:>10}{ratio:>8}"
+        )
     return "\n".join(lines)
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from harness import command, disk, qemu, store
+from harness import disk, qemu, store
 from harness.disk import Disk
 from harness.guest import Guest
 
 from environments import Options, host
+from environments.programs import HERE, compiled
 
-HERE = Path(__file__).resolve().parent.parent
 PROGRAMS = "/run/bench"
 CACHE = f"{disk.CACHE_MOUNT}/bench"
 
 CPUS = 2
 MEMORY_MIB = 2048
-CFLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static")
 
 
 @contextmanager
@@ -36,16 +34,6 @@ def booted(options: Options, disks: Sequence[Disk]) -> Iterator[Guest]:
         guest.put(f"{PROGRAMS}/probes.py", (HERE / "probes.py").read_bytes())
         yield guest
         guest.power_off()
-
-
-def compiled(source: Path) -> Path:
-    """A C program, kept. Static: the guest needs nothing for it."""
-
-    def build(directory: Path) -> None:
-        command.run(["cc", *CFLAGS, "-o", directory / source.stem, source])
-
-    key = store.key(CFLAGS, source.read_bytes())
-    return store.kept("programs", key, build, keep=8) / source.stem
 
 
 def described(guest: Guest, options: Options) -> dict[str, Any]:

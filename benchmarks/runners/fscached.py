@@ -44,16 +44,16 @@ class Fscached:
             "log": {"file": LOG, "level": "warn"},
         }
         self._guest.run(["rm", "-rf", STATE])
-        self._guest.put(CONFIG, _toml(settings).encode())
+        self._guest.put(CONFIG, toml(settings).encode())
         seconds, self._pid = probe(self._guest, "start", CONFIG).split()
         self.start_s.append(float(seconds))
         self.resident_idle_mib.append(self._resident_mib())
 
     def mount(self, image: LocalImage) -> None:
-        entry = json.dumps(_entry(image))
+        body = json.dumps(entry(image))
         socket = "--unix-socket /run/fscached/api.sock"
         put = f"curl -sSf {socket} -X PUT --data-binary @- http://d/api/v2/blobs"
-        self._guest.run(put, input=entry.encode())
+        self._guest.run(put, input=body.encode())
         mount_fsid(self._guest, image.fsid)
 
     def pull(self, reference: str) -> None:
@@ -70,7 +70,7 @@ class Fscached:
         return int(shown.split()[1]) / 1024
 
 
-def _entry(image: LocalImage) -> dict[str, Any]:
+def entry(image: LocalImage) -> dict[str, Any]:
     """nydusd's BlobCacheEntry, as nydus-snapshotter sends it for a local image."""
     return {
         "type": "bootstrap",
@@ -87,7 +87,8 @@ def _entry(image: LocalImage) -> dict[str, Any]:
     }
 
 
-def _toml(settings: Settings) -> str:
+def toml(settings: Settings) -> str:
+    """A configuration file."""
     lines = []
     for name, table in settings.items():
         lines.append(f"[{name}]")

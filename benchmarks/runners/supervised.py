@@ -1,0 +1,111 @@
+"""fscached on this machine, below its supervisor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from environments import ROOT
+from harness import command
+
+from fscached.control.client import Client, DaemonAway
+from fscached.transport import mount
+from runners import LocalImage
+from runners.fscached import Settings, entry, toml
+
+PATIENCE_S = 20.0
+FILL_PATIENCE_S = 600.0
+PROGRAM = (sys.executable, "-m", "fscached")
+
+
+class Supervised:
+    """A daemon with a cache of its own below `scratch`, an image of it at `directory`."""
+
+    def __init__(self, name: str, scratch: Path, tables: Settings) -> None:
+        self.name = name
+        self.directory = scratch / "image"
+        self.cache = scratch / "cache"
+        self._scratch = scratch
+        self._config = scratch / "fscached.toml"
+        self._tables: Settings = {
+            "paths": {
+                "runtime_directory": str(scratch / "run"),
+                "state_directory": str(scratch / "state"),
+            },
+            "cache": {"directory": str(self.cache)},
+            "kernel": {"transport": "fanotify"},
+            "log": {"level": "warn"},
+            **tables,
+        }
+        self._client = Client(str(scratch / "run/api.sock"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until the API answers."""
+        self.directory.mkdir(parents=True)
+        self._config.write_text(toml(self._tables))
+        with (self._scratch / "log").open("wb") as log:
+            supervise = [*PROGRAM, "supervise", "--config", str(self._config)]
+            self._process = subprocess.Popen(supervise, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                said = (self._scratch / "log").read_text(errors="replace")[-4000:]
+                raise SystemExit(f"fscached does not start: {said}")
+            time.sleep(0.05)
+
+    def pull(self, reference: str) -> None:
+        """Mount an image of a registry."""
+        self._mount(self._client.put("/api/v2/images", {"reference": reference}))
+
+    def mount(self, image: LocalImage) -> None:
+        """Mount an image whose bytes are on this machine."""
+        self._client.put("/api/v2/blobs", entry(image))
+        [known] = self._client.get("/api/v2/images")
+        self._mount(known)
+
+    def files(self) -> tuple[Path, list[Path]]:
+        """The bootstrap's file and the blobs' of the one image."""
+        [known] = self._client.get("/api/v2/images")
+        return Path(known["bootstrap"]), [Path(device) for device in known["devices"]]
+
+    def events(self) -> int:
+        """How often the kernel has asked."""
+        return int(self.status()["totals"]["reads"])
+
+    def status(self) -> dict[str, Any]:
+        """What `fscached status -o json` says."""
+        status: dict[str, Any] = self._client.get("/api/v2/status")
+        return status
+
+    def await_complete(self) -> None:
+        """Wait until all blobs are resident. Raises SystemExit when they do not become so."""
+        deadline = time.monotonic() + FILL_PATIENCE_S
+        while not all(_whole(blob) for blob in self.status()["images"][0]["blobs"]):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.name}: not complete after {FILL_PATIENCE_S:.0f} s")
+            time.sleep(0.5)
+
+    def stop(self) -> None:
+        command.run(["umount", self.directory])
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(PATIENCE_S)
+
+    def _mount(self, image: dict[str, Any]) -> None:
+        # Not by `fscached mount`: it would bind what another daemon here has mounted of this image.
+        mount.mount_files(str(self.directory), image["bootstrap"], image["devices"])
+
+    def _answers(self) -> bool:
+        try:
+            self._client.get("/api/v1/daemon")
+        except DaemonAway:
+            return False
+        return True
+
+
+def _whole(blob: dict[str, Any]) -> bool:
+    return bool(blob["resident_bytes"] == blob["size_bytes"])
