@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 from harness.noise import BLOCK_BYTES, block
@@ -99,9 +99,19 @@ class Inspector:
 
 def stream(root: str, *names: str) -> Seen:
     """Whole files, one after the other, by read(2); ends at the first error."""
+    return _streamed(root, names, os.POSIX_FADV_NORMAL)
+
+
+def alone(root: str, *names: str) -> Seen:
+    """The same without readahead."""
+    return _streamed(root, names, os.POSIX_FADV_RANDOM)
+
+
+def _streamed(root: str, names: Sequence[str], advice: int) -> Seen:
     inspector = Inspector(root)
     for name in names:
         fd = inspector.open(name)
+        os.posix_fadvise(fd, 0, 0, advice)
         firsts = range(0, os.fstat(fd).st_size // BLOCK_BYTES, CALL_BLOCKS)
         if not all(inspector.read(name, fd, first, CALL_BLOCKS) for first in firsts):
             break
@@ -117,6 +127,17 @@ def pages(root: str, seed: str, *names: str) -> Seen:
     random.Random(seed).shuffle(order)
     for name, number in order:
         inspector.look(name, maps[name], number)
+    return inspector.seen
+
+
+def pages_ahead(root: str, *names: str) -> Seen:
+    """Every page of files in order, through mappings, with readahead."""
+    inspector = Inspector(root)
+    for name in names:
+        memory = inspector.map(name)
+        memory.madvise(mmap.MADV_SEQUENTIAL)
+        for number in range(len(memory) // BLOCK_BYTES):
+            inspector.look(name, memory, number)
     return inspector.seen
 
 
@@ -180,7 +201,7 @@ def misses(root: str, seed: str, chunk_blocks: str, least_s: str, *names: str) -
 
 
 KINDS: dict[str, Callable[..., object]] = {
-    kind.__name__: kind for kind in (stream, pages, call, fault, misses)
+    kind.__name__: kind for kind in (stream, alone, pages, pages_ahead, call, fault, misses)
 }
 
 if __name__ == "__main__":
