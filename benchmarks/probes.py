@@ -1,7 +1,9 @@
-"""The guest's half of a bench: reads that are timed, and a start that is. Standard library only.
+"""The reader's half of a bench: reads that are timed, and a start that is. Standard library only,
+for guests have nothing else.
 
 `scattered FILE STEP_BYTES COUNT SEED`: 4 KiB from each of COUNT different steps of a file, in
-random order. `sequential FILE`: all of it; prints seconds. `start CONFIG`: start fscached, print
+random order. `timed`: the same; forgets the file's pages first and prints the microseconds of every
+read. `sequential FILE`: all of it; prints seconds. `start CONFIG`: start fscached, print
 the seconds from exec until its API answers, and its process id.
 """
 
@@ -14,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 READ_BYTES = 4096
 SEQUENTIAL_BYTES = 1 << 20
@@ -24,14 +27,31 @@ PATIENCE_S = 30.0
 
 
 def scattered(path: str, step_bytes: str, count: str, seed: str) -> None:
+    file, offsets = _scattered(path, step_bytes, count, seed)
+    for offset in offsets:
+        if len(os.pread(file, READ_BYTES, offset)) != READ_BYTES:
+            raise SystemExit(f"{path}: short at {offset}")
+
+
+def timed(path: str, step_bytes: str, count: str, seed: str) -> None:
+    """What is below the file keeps its pages."""
+    file, offsets = _scattered(path, step_bytes, count, seed)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    clock, read = time.perf_counter_ns, os.pread
+    stamps = [clock()]
+    for offset in offsets:
+        read(file, READ_BYTES, offset)
+        stamps.append(clock())
+    print(*((end - start) / 1000 for start, end in pairwise(stamps)))
+
+
+def _scattered(path: str, step_bytes: str, count: str, seed: str) -> tuple[int, list[int]]:
     """No readahead: every read of a cold step is one READ of one page."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
     step = int(step_bytes)
     steps = range(os.fstat(file).st_size // step)
-    for number in random.Random(seed).sample(steps, int(count)):
-        if len(os.pread(file, READ_BYTES, number * step)) != READ_BYTES:
-            raise SystemExit(f"{path}: short at {number * step}")
+    return file, [number * step for number in random.Random(seed).sample(steps, int(count))]
 
 
 def sequential(path: str) -> None:
@@ -80,6 +100,7 @@ def _answers() -> bool:
 PROBES: dict[str, Callable[..., None]] = {
     "scattered": scattered,
     "sequential": sequential,
+    "timed": timed,
     "start": start,
 }
 

@@ -3,27 +3,39 @@
 Windows of exactly 4 KiB, of 1 MiB in chunks of 64 KiB (a reader is woken by its own, the C daemon
 wakes it after the window), and of 1 MiB in a single chunk, all of which has to be verified before
 anybody is woken. The kernel's tracepoints are the clock.
+
+On this machine's own kernel: through fanotify, in windows of 4 KiB, and the reader has the clock.
+Beside holes that are filled, reads of what is there while the file is still marked, so that the
+kernel asks in vain, and the same reads of a file that never was.
 """
 
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
 from hashlib import shake_128
 from pathlib import Path
 from typing import NamedTuple
 
 from environments import Options
 from environments.guest import booted, described, fresh_cache, probe
+from environments.native import described as described_native
+from environments.native import drop_caches
+from environments.programs import HERE
 from environments.trace import recorded
-from harness import disk, store
+from harness import command, disk, store
 from harness.disk import Disk
 from harness.guest import Guest
 from report import Report, Result, percentile, result
 from runners import MOUNT, LocalImage, Runner
-from runners.fscached import Fscached
+from runners.files import Asking, Unasked
+from runners.fscached import Fscached, Settings
 from runners.minimal import Minimal
+from runners.supervised import Supervised
+from runners.trees import Tree
 
 from rafs_v6.build import ImageBuilder
 from rafs_v6.layout import Compressor
@@ -33,6 +45,8 @@ from rafs_v6.tree import read_directory
 REPETITIONS = 5
 IMAGES = "/srv/images"
 FILE = "data"
+STEP_BYTES = 32 << 10
+PROBES = str(HERE / "probes.py")
 
 
 class Window(NamedTuple):
@@ -50,6 +64,14 @@ WINDOWS = (
     Window("1m", 64 << 10, 1 << 20, 256 << 20, 200),
     Window("1m_chunk", 1 << 20, 1 << 20, 256 << 20, 200),
 )
+
+SETTINGS: Settings = {
+    "fetch": {
+        "window_bytes": WINDOWS[0].window_bytes,
+        "window_limit_bytes": WINDOWS[0].window_bytes,
+    },
+    "prefetch": {"enabled": False},
+}
 
 Times = dict[tuple[str, str], list[float]]
 """Microseconds by runner and figure, one for every repetition."""
@@ -98,6 +120,61 @@ def _results(times: Times, ours: Fscached) -> list[Result]:
         result("resident_mib", "MiB", "lower", ours.resident_idle_mib),
         result("resident_image_mib", "MiB", "lower", ours.resident_image_mib),
     ]
+
+
+def run_native(options: Options) -> Report:
+    """Everybody in turn, each on a file of its own."""
+    times: Times = defaultdict(list)
+    directory = options.scratch / SMALLEST.name
+    _build(directory, SMALLEST)
+    image = LocalImage(str(directory), SMALLEST.name)
+    for repetition in range(options.repetitions):
+        place = options.scratch / str(repetition)
+        ours = Supervised("fscached", place / "fscached", SETTINGS)
+        trees: list[Tree] = [ours, Asking(place / "c", image), Unasked(place / "plain", image)]
+        for tree in trees:
+            tree.start()
+            if tree is ours:
+                ours.mount(image)
+            drop_caches()
+            _warm(directory)
+            for name in ("miss", "there"):
+                for percent, us in _timed(tree.directory / FILE, repetition):
+                    times[tree.name, f"{name}_p{percent}"].append(us)
+            tree.stop()
+    return Report(options.bench, described_native(options), list(_native_results(times)))
+
+
+def _warm(directory: Path) -> None:
+    """Local means in memory."""
+    for file in directory.iterdir():
+        file.read_bytes()
+
+
+def _timed(file: Path, seed: int) -> Iterator[tuple[int, float]]:
+    """Percents, and microseconds from a read's start to its end."""
+    argv = map(str, ["timed", file, STEP_BYTES, SMALLEST.reads, seed])
+    said = command.run([sys.executable, PROBES, *argv])
+    for percent in (50, 99):
+        yield percent, percentile(map(float, said.split()), percent)
+
+
+def _native_results(times: Times) -> Iterator[Result]:
+    """At first the bytes of a file that never was marked are on the disk, then in memory."""
+    for percent in (50, 99):
+        for name, figure in (("plain_disk", "miss"), ("plain", "there")):
+            us = times[Unasked.name, f"{figure}_p{percent}"]
+            yield result(f"{name}_p{percent}", "us", "lower", us)
+        for figure in (f"miss_p{percent}", f"there_p{percent}"):
+            ours, other = times["fscached", figure], times[Asking.name, figure]
+            yield result(figure, "us", "lower", ours, other)
+    plain = times[Unasked.name, "there_p50"]
+    for figure in ("miss_p50", "there_p50"):
+        ours, other = (
+            [asked - unasked for asked, unasked in zip(times[name, figure], plain, strict=True)]
+            for name in ("fscached", Asking.name)
+        )
+        yield result(f"{figure}_over_plain", "us", "lower", ours, other)
 
 
 def _images() -> Disk:
