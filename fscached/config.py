@@ -135,7 +135,7 @@ class Kernel(Table, frozen=True):
             le=1_000_000,
             description="fanotify: reads that wait at once; more wait in the kernel's queue.",
         ),
-    ] = 4096
+    ] = 2048
 
 
 class Fetch(Table, frozen=True):

@@ -129,7 +129,7 @@ class Fanotify:
         """A new group over an existing cache directory.
 
         Raises OSError: EINVAL a kernel before 6.14 or a file system that cannot be watched, EPERM
-        not root.
+        not root, EWOULDBLOCK another daemon has the directory.
         """
         group_fd = fanotify.init()
         with tempfile.TemporaryFile(dir=directory) as trial:
@@ -240,8 +240,7 @@ class Fanotify:
         self._answer(ticket, errno if errno in ERRNOS else EIO)
 
     def close(self) -> None:
-        for object in self._folder.objects():
-            self._folder.drop(object)
+        self._folder.close()
         self._epoll.close()
         os.close(self._group)
         os.close(self._slots.fd)

@@ -49,8 +49,13 @@ class Folder:
     """Cache files as `VOLUME/COOKIE` below a directory, and their marks in a group."""
 
     def __init__(self, group_fd: int, directory: Path, floor: Floor) -> None:
+        """Raises OSError: EWOULDBLOCK another process has this folder."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._group = group_fd
         self._directory = directory
+        # What another daemon serves looks as if its daemon had died: see `condemn`.
+        self._owned = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._floor = floor
         self._ids = itertools.count(1)
         self._files: dict[ObjectId, File] = {}
@@ -61,6 +66,12 @@ class Folder:
         self._lock = threading.Lock()
         self._offering = threading.Lock()
         self._lures: queue.SimpleQueue[File] | None = None
+
+    def close(self) -> None:
+        """Forget all objects, and let another process have the folder."""
+        for object in self.objects():
+            self.drop(object)
+        os.close(self._owned)
 
     def inherit(self, inodes: set[int]) -> None:
         """What a predecessor has marked. Until `inherited` such a file may be offered though it is
@@ -75,7 +86,6 @@ class Folder:
         """The files that have holes while somebody has them open, from a time when they were
         marked in a group that is gone: their readers have been reading zeros. From now on their
         reads fail, and they cannot be offered before nobody has them open."""
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return [path for path in self._paths() if self._condemned(path)]
 
     def marked(self) -> list[Path]:

@@ -93,6 +93,11 @@ def _fanotify(config: Config) -> Fanotify:
                 len(condemned),
             )
             take_down(condemned)
+    except BlockingIOError:
+        raise Failure(
+            f"another daemon uses {config.cache.directory}",
+            "end that one, or name another directory in [cache]",
+        ) from None
     except OSError as error:
         raise Missing(
             "fanotify before content is read cannot be used",
@@ -103,6 +108,8 @@ def _fanotify(config: Config) -> Fanotify:
 
 def take_down(files: list[Path]) -> None:
     """Unmount all images that need one of these files, and drop what the kernel has of them."""
+    if not files:
+        return
     names = {path.name for path in files}
     for point in reversed(mount.mounted()):
         if point.bootstrap and not names.isdisjoint(_blobs(point.bootstrap, names)):

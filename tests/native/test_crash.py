@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fscached.transport.slots import SLOT_BYTES
-from tests.native.conftest import Node, Readers, image_of, noise
+from tests.native.conftest import Node, Readers, image_of, noise, until
 from tests.native.origin import Origin
 
 KINDS = ["READ"] * 6 + ["RANDOM"] * 5 + ["MAP"] * 5
@@ -65,3 +65,19 @@ def test_kill_nine_under_load(
     assert (report["wrong"], report["failed"]) == ([], [])
     assert report["reads"] > 0 and sum(counts) > 0
     assert node.wait()["totals"]["reads_waiting"] == 0
+
+
+def test_prefetch_goes_on_after_a_crash(node: Node, registry: Origin) -> None:
+    """Though nobody reads: the successor gets a descriptor to fill the file with by a read of its
+    own."""
+    built = image_of(noise(5, 4, 2 << 20))
+    node.configure(prefetch={"enabled": True, "range_bytes": 1 << 20})
+    registry.pause_s = 0.1
+    node.start()
+    target = node.mount(registry.add("app", built))
+    (blob_id,) = built.blobs
+    until(lambda: len(registry.asked([blob_id])) > 3 or None, "no prefetch")
+    node.kill()
+    until(lambda: "complete, and read" in node.log.read_text() or None, "no more prefetch")
+    assert (target / "f3").read_bytes() == noise(5, 4, 2 << 20)["f3"]
+    assert node.wait()["totals"]["reads"] == 0

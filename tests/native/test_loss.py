@@ -118,6 +118,19 @@ def test_it_does_not_run_without_a_holder(node: Node) -> None:
     assert "nobody would hold fanotify" in done.stderr and "--unsafe-no-supervisor" in done.stderr
 
 
+def test_a_second_daemon_does_not_take_for_lost_what_is_served(
+    node: Node, registry: Origin
+) -> None:
+    """It is refused before it looks at any file."""
+    files = noise(6, 2, MIB)
+    node.start()
+    target = node.mount(registry.add("app", image_of(files)))
+    assert (target / "f0").read_bytes() == files["f0"]
+    done = node.fscached("run", "--unsafe-no-supervisor", check=False)
+    assert done.returncode == 1 and "another daemon uses" in done.stderr
+    assert mounted_on(target) and (target / "f1").read_bytes() == files["f1"]
+
+
 def test_a_daemon_without_a_holder_leaves_by_itself(node: Node, registry: Origin) -> None:
     """Who said so gets one; its SIGTERM is the end of images with holes."""
     files = noise(5, 2, MIB)
