@@ -65,10 +65,11 @@ WINDOWS = (
     Window("1m_chunk", 1 << 20, 1 << 20, 256 << 20, 200),
 )
 
+SMALLEST = WINDOWS[0]
 SETTINGS: Settings = {
     "fetch": {
-        "window_bytes": WINDOWS[0].window_bytes,
-        "window_limit_bytes": WINDOWS[0].window_bytes,
+        "window_bytes": SMALLEST.window_bytes,
+        "window_limit_bytes": SMALLEST.window_bytes,
     },
     "prefetch": {"enabled": False},
 }
