@@ -112,6 +112,7 @@ def origin() -> Iterator[Origin]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = 20
 
         def do_GET(self) -> None:
             served.answer(self)
@@ -120,7 +121,7 @@ def origin() -> Iterator[Origin]:
             pass
 
     class Server(ThreadingHTTPServer):
-        daemon_threads = True
+        daemon_threads = False  # so that closing it waits for the last connection
         request_queue_size = 128
 
         def handle_error(self, *_: Any) -> None:
