@@ -1,7 +1,8 @@
 """Guests for scenarios: one per test file and kernel, with one counted retry after a panic.
 
-Under emulation a guest's kernel now and then dies of the emulator. A test during which that happens
-runs once more on a fresh guest; the summary counts it. A second panic is a failure like any other.
+Under emulation a guest's kernel now and then dies of the emulator. A boot or a test during which that
+happens is tried once more on a fresh guest; the summary counts it. A second panic is a failure like
+any other.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ LOGS = "/var/log"
 Boot = Callable[..., Guest]
 
 live_guests = pytest.StashKey[list[Guest]]()
+panics = pytest.StashKey[list[Guest]]()
+"""Guests that have panicked and are gone: after a file's last test all are."""
+
 retried = pytest.StashKey[list[str]]()
 results_directory = pytest.StashKey[Path]()
 
@@ -57,6 +61,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[live_guests] = []
+    config.stash[panics] = []
     config.stash[retried] = []
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
     default = store.root() / "results" / f"{now}-{os.getpid()}"
@@ -102,8 +107,9 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     if not _needs_guest(item):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    item.config.stash[panics].clear()
     reports = runtestprotocol(item, nextitem=nextitem, log=False)
-    guests = item.config.stash[live_guests]
+    guests = [*item.config.stash[live_guests], *item.config.stash[panics]]
     if any(report.failed for report in reports) and any(guest.panicked for guest in guests):
         item.config.stash[retried].append(item.nodeid)
         item.session._setupstate.teardown_exact(None)
@@ -183,9 +189,19 @@ def boot_guest(request: pytest.FixtureRequest, kernel: str, results: Path) -> It
         guest.wait_for_agent()
         return guest
 
-    yield boot_one
+    def boot_with_one_retry(**options: Any) -> Guest:
+        try:
+            return boot_one(**options)
+        except GuestPanic:
+            request.config.stash[retried].append(f"a boot for {request.node.name} on {kernel}")
+            guests.pop().kill()
+            return boot_one(**options)
+
+    yield boot_with_one_retry
     while guests:
         ended = guests.pop()
+        if ended.panicked:
+            request.config.stash[panics].append(ended)
         _bring_out_logs(ended)
         ended.kill()
 
