@@ -1,8 +1,8 @@
 """Guests for scenarios: one per test file and kernel, with one counted retry after a panic.
 
-Under emulation a guest's kernel now and then dies of the emulator. A boot or a test during which that
-happens is tried once more on a fresh guest; the summary counts it. A second panic is a failure like
-any other.
+Under emulation a guest's kernel now and then dies of the emulator. A boot or a test during which
+that happens is tried once more on a fresh guest; the summary counts it. A second panic is a failure
+like any other.
 """
 
 from __future__ import annotations
