@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from environments import ROOT
-from harness import command
 
 from fscached.control.client import Client, DaemonAway
 from fscached.transport import mount
@@ -90,7 +89,8 @@ class Supervised:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        command.run(["umount", self.directory])
+        if self.directory.is_mount():
+            mount.unmount(str(self.directory))
         if self._process is not None:
             self._process.terminate()
             self._process.wait(PATIENCE_S)

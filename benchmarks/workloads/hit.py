@@ -59,7 +59,7 @@ Figures = dict[tuple[str, str], list[float]]
 
 
 def run_native(options: Options) -> Report:
-    """Trees take turns at every measurement."""
+    """Trees take turns; in every other repetition the last is the first."""
     kept = linux()
     environment = {
         **described(options),
