@@ -40,13 +40,12 @@ class Pool:
         return self._buffer(rounded)
 
     def give(self, buffer: mmap.mmap) -> None:
-        """Take a buffer back; nobody may hold a view of it any more."""
+        """Take a buffer back; nobody may use a view of it any more."""
         self._taken_bytes -= len(buffer)
+        # What is not kept is unmapped with its last view: a traceback may still hold one.
         if self._free_bytes + len(buffer) <= KEEP_BYTES:
             self._free.setdefault(len(buffer), []).append(buffer)
             self._free_bytes += len(buffer)
-        else:
-            buffer.close()
         self._admit()
 
     def _fits(self, size_bytes: int) -> bool:

@@ -40,5 +40,5 @@ class Floor:
             raise self._full(f"{self._file_percent} % of its inodes")
 
     def _full(self, what: str) -> OutOfSpace:
-        text = f"{self._directory}: at most {what} are free; free space on its file system"
+        text = f"{self._directory}: at most {what} are free; free space on the cache file system"
         return OutOfSpace(errno.ENOSPC, text)

@@ -25,6 +25,16 @@ async def test_buffers_are_reused():
     assert await pool.take(GRAIN_BYTES, True) is first
 
 
+async def test_what_is_over_goes_when_its_last_view_does():
+    """The traceback of a write that failed holds views of what it could not write."""
+    pool = Pool(4 * KEEP_BYTES)
+    buffer = await pool.take(KEEP_BYTES + GRAIN_BYTES, True)
+    view = memoryview(buffer)
+    pool.give(buffer)
+    view[0] = 1
+    assert await pool.take(KEEP_BYTES + GRAIN_BYTES, True) is not buffer
+
+
 async def test_the_limit_makes_takers_wait_demand_first():
     """A prefetch that asked earlier is served after a demand."""
     pool = Pool(2 * GRAIN_BYTES)

@@ -255,7 +255,7 @@ def test_the_floor_of_blocks() -> None:
     floor.require(4096 * 8000)
     free[0] = 1001
     floor.require(4096)
-    with pytest.raises(OutOfSpace, match="free space on its file system"):
+    with pytest.raises(OutOfSpace, match="free space on the cache file system"):
         floor.require(4096 * 2)
     free[0] = 5000
     floor.require(4096 * 2)
