@@ -42,7 +42,7 @@ LINKS = tuple(f"noise/link-{number}:latest" for number in range(5))
 IMAGES = {
     **dict.fromkeys(OUTAGE, Shape(4, 4 * MIB, MIB)),
     **dict.fromkeys(CRASH, Shape(4, 4 * MIB, MIB // 16)),
-    **dict.fromkeys(LINKS, Shape(4, 10 * MIB, MIB // 4)),
+    **dict.fromkeys(LINKS, Shape(3, 10 * MIB, MIB // 4)),
 }
 
 
