@@ -207,10 +207,12 @@ class Source(Table, frozen=True):
         int, Meta(ge=0, le=100, description="Further tries of one transfer, within its deadline.")
     ] = 5
     retry_pause_s: Annotated[
-        float, Meta(ge=0, le=60, description="Before the first further try; doubles, with jitter.")
+        float,
+        # Tries go on until a deadline: without a pause they would be a flood.
+        Meta(ge=0.01, le=60, description="Before the first further try; doubles, with jitter."),
     ] = 0.1
     retry_pause_limit_s: Annotated[
-        float, Meta(ge=0, le=600, description="The pause doubles up to this.")
+        float, Meta(ge=0.01, le=600, description="The pause doubles up to this.")
     ] = 5.0
     manifest_limit_bytes: Annotated[
         int, Meta(ge=4 * KIB, le=64 * MIB, description="A larger manifest or index is refused.")
