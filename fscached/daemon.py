@@ -72,7 +72,7 @@ def main(config: Config, unsafe: bool = False) -> int:
         )
     uvloop.run(_serve(config, transport, handover, store, takeover))
     if not all(held):
-        opening.leave(transport)
+        opening.leave(transport, config)
     return 0
 
 
@@ -81,7 +81,7 @@ def leave(config: Config) -> int:
     transport = opening.inherited(config, FdStore().take())
     logs.configure(config.log.level, config.log.file)
     if transport is not None:
-        opening.leave(transport)
+        opening.leave(transport, config)
     return 0
 
 

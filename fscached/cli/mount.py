@@ -67,7 +67,12 @@ def _request(arguments: argparse.Namespace) -> dict[str, Any]:
 def _mount(client: Client, image: dict[str, Any], target: str) -> str:
     """Mount or bind; says which."""
     fsid, domain_id = image["fsid"], image["domain_id"]
-    points = [point.target for point in mount.mounted() if point.fsid == fsid]
+    # Another daemon may have mounted the same image from files of its own.
+    points = [
+        point.target
+        for point in mount.mounted()
+        if point.fsid == fsid and point.bootstrap in ("", image["bootstrap"])
+    ]
     if points:
         _require_alive(image)
         if target in points:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from fscached.config import Cache, Config
@@ -50,11 +51,11 @@ def anew(config: Config) -> Transport:
     return _cachefiles(config) if name == "cachefiles" else _fanotify(config)
 
 
-def leave(transport: Transport) -> None:
+def leave(transport: Transport, config: Config) -> None:
     """For good: nobody will hold the transport any more. Images that are complete stay mounted.
     Blocks for as long as somebody uses one that is not."""
     if isinstance(transport, Fanotify):
-        transport.leave(take_down)
+        transport.leave(partial(take_down, config.paths.state_directory))
 
 
 def descriptors(config: Config) -> int:
@@ -92,7 +93,7 @@ def _fanotify(config: Config) -> Fanotify:
                 "zeros; such reads fail from now on",
                 len(condemned),
             )
-            take_down(condemned)
+            take_down(config.paths.state_directory, condemned)
     except BlockingIOError:
         raise Failure(
             f"another daemon uses {config.cache.directory}",
@@ -106,13 +107,15 @@ def _fanotify(config: Config) -> Fanotify:
     return transport
 
 
-def take_down(files: list[Path]) -> None:
-    """Unmount all images that need one of these files, and drop what the kernel has of them."""
+def take_down(state_directory: str, files: list[Path]) -> None:
+    """Unmount all images of this daemon, whose bootstraps it keeps, that need one of these files,
+    and drop what the kernel has of them."""
     if not files:
         return
     names = {path.name for path in files}
     for point in reversed(mount.mounted()):
-        if point.bootstrap and not names.isdisjoint(_blobs(point.bootstrap, names)):
+        ours = point.bootstrap and Path(point.bootstrap).is_relative_to(state_directory)
+        if ours and not names.isdisjoint(_blobs(point.bootstrap, names)):
             log.error("taken down, mount it again: %s", point.target, extra={"fsid": point.fsid})
             with suppress(mount.MountError):
                 mount.unmount(point.target, lazy=True)

@@ -131,6 +131,24 @@ def test_a_second_daemon_does_not_take_for_lost_what_is_served(
     assert mounted_on(target) and (target / "f1").read_bytes() == files["f1"]
 
 
+def test_two_daemons_leave_each_other_alone(node: Node, registry: Origin, tmp_path: Path) -> None:
+    """The same image of both is two mounts, and goes with the daemon it is of."""
+    files = noise(7, 2, MIB)
+    reference = registry.add("app", image_of(files))
+    (tmp_path / "other").mkdir()
+    other = Node(tmp_path / "other", registry.host)
+    node.start()
+    other.start()
+    try:
+        mine, theirs = node.mount(reference), other.mount(reference)
+        assert (theirs / "f0").read_bytes() == files["f0"]
+        assert other.stop() == 0
+        assert not mounted_on(theirs)
+    finally:
+        other.end()
+    assert mounted_on(mine) and (mine / "f1").read_bytes() == files["f1"]
+
+
 def test_a_daemon_without_a_holder_leaves_by_itself(node: Node, registry: Origin) -> None:
     """Who said so gets one; its SIGTERM is the end of images with holes."""
     files = noise(5, 2, MIB)
