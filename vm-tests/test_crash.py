@@ -21,9 +21,9 @@ from harness.site import FILE_BLOCKS, LONGEST_S, PATIENCE_S, SHAPE, Site, chunks
 IMAGE = noise.CRASH[0]
 MOUNT = "/mnt/image"
 
-KILLS = {False: 20, True: 200}
+KILLS = {False: 10, True: 100}
 OPEN_KILLS = {False: 2, True: 20}
-"""On each kernel: a tenth, or with `--long` all of them."""
+"""On each kernel, of two for each transport: a tenth, or with `--long` all of them."""
 
 LIVES = [(0.0, 1.0), (0.0, 1.0), (0.0, 3.0), (5.0, 6.0)]
 """Some daemons die as they start, some young; who has lived for 5 s is replaced without a pause."""
