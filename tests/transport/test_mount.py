@@ -31,7 +31,8 @@ class Calls:
     def __getattr__(self, name: str) -> Callable[..., int]:
         def call(*arguments: object, **options: object) -> int:
             self.seen.append(" ".join(map(str, (name, *arguments, *options.values()))))
-            if code := self._refuse.get(name):
+            last = " ".join([name, *map(str, arguments[-1:])])
+            if code := self._refuse.get(name) or self._refuse.get(last):
                 raise OSError(code, f"{name}: {os.strerror(code)}")
             return self._descriptor() if name in {"fsopen", "fsmount", "open_tree_clone"} else 0
 
@@ -210,6 +211,41 @@ def test_an_image_is_mounted_from_files(kernel: Callable[..., Calls]) -> None:
     ]
     with pytest.raises(MountError, match="absolute"):
         mount.mount_files("target", "/state/image.boot", [])
+
+
+def test_pages_are_not_kept_twice_where_the_kernel_can(kernel: Callable[..., Calls]) -> None:
+    """Direct I/O is wished for: a kernel that does not know it mounts without, and what it said of
+    that is in no later error."""
+    calls = kernel()
+    mount.mount_files("/target", "/state/image.boot", [])
+    assert [call.split()[-1] for call in calls.seen if "set_flag" in call] == ["ro", "directio"]
+    log = ["e erofs: Unknown parameter 'directio'\n"]
+    calls = kernel(log, **{"fsconfig_set_flag directio": errno.EINVAL})
+    mount.mount_files("/target", "/state/image.boot", [])
+    assert "move_mount" in calls.seen[-1]
+    refused = {"fsconfig_set_flag directio": errno.EINVAL, "fsconfig_create": errno.EINVAL}
+    kernel(log, **refused)
+    with pytest.raises(MountError) as caught:
+        mount.mount_files("/target", "/state/image.boot", [])
+    assert "directio" not in str(caught.value)
+
+
+def test_a_mount_from_files_reads_ahead_further(
+    kernel: Callable[..., Calls], tmp_path: Path
+) -> None:
+    """What appears with the mount is set, what was there before is left alone."""
+
+    def appear(name: str) -> Path:
+        path = tmp_path / name / "read_ahead_kb"
+        path.parent.mkdir()
+        path.write_text("128")
+        return path
+
+    calls, other = kernel(), appear("erofs-1")
+    made: list[Path] = []
+    calls.fsmount = lambda _context: made.append(appear("erofs-2")) or os.open("/", os.O_PATH)
+    mount.mount_files("/target", "/state/image.boot", [], tmp_path)
+    assert (other.read_text(), made[0].read_text()) == ("128", str(mount.READ_AHEAD_KIB))
 
 
 # Both tables of a 6.1 whose daemon was stopped under one mount; another daemon, another mount.
