@@ -28,7 +28,7 @@ OPEN_KILLS = {False: 2, True: 20}
 LIVES = [(0.0, 1.0), (0.0, 1.0), (0.0, 3.0), (5.0, 6.0)]
 """Some daemons die as they start, some young; who has lived for 5 s is replaced without a pause."""
 
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 """Longer than any pause: here EIO is always wrong."""
 
 SLOW_BYTES_PER_S = 512 << 10

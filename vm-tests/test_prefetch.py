@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -64,7 +63,7 @@ def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> Non
     [blob_id] = noise.origin().blob_ids(WHOLE)
     node.begin({"prefetch": {"enabled": True}})
     node.daemon.mount(f"{ledger.address}/{WHOLE}", MOUNT)
-    _await_whole(node)
+    node.await_whole()
     asked = ledger.asked(blob_id)
     of_data = sorted((one.start, one.end) for one in asked if one.start < SHAPE.blob_bytes)
     assert [start for start, _ in of_data] == [0, *(end for _, end in of_data[:-1])]
@@ -129,14 +128,3 @@ def _misses(node: Node, image: str, seed: int) -> list[float]:
     assert done.returncode == 0, done.stderr
     took: list[float] = json.loads(done.stdout)
     return took
-
-
-def _await_whole(node: Node) -> None:
-    """Wait until all blobs of all images are resident."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        blobs = [blob for image in node.daemon.status()["images"] for blob in image["blobs"]]
-        if all(blob["resident_bytes"] == blob["size_bytes"] for blob in blobs):
-            return
-        assert time.monotonic() < deadline, blobs
-        time.sleep(0.1)

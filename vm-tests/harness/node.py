@@ -16,6 +16,8 @@ from harness.registry import Registry
 SETTLE_S = 20.0
 """CLOSE messages and lines of the access log come some milliseconds after what they tell of."""
 
+WHOLE_S = 120.0
+
 # findmnt fails when it finds nothing.
 UNMOUNT = "(findmnt -rn -t erofs -o TARGET || true) | tac | xargs -r -n 1 umount"
 
@@ -51,6 +53,16 @@ class Node:
     def mount(self, name: str, directory: str) -> str:
         """Mount an image of the registry; what the command printed."""
         return self.daemon.mount(f"{self.registry.address}/{name}", directory)
+
+    def await_whole(self) -> None:
+        """Wait until prefetch has brought all blobs of all images."""
+        deadline = time.monotonic() + WHOLE_S
+        while True:
+            blobs = [blob for image in self.daemon.status()["images"] for blob in image["blobs"]]
+            if all(blob["resident_bytes"] == blob["size_bytes"] for blob in blobs):
+                return
+            assert time.monotonic() < deadline, blobs
+            time.sleep(0.1)
 
     def fsid(self, directory: str) -> str:
         """Of the image that is mounted there."""
