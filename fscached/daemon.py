@@ -30,7 +30,7 @@ from fscached.images import Images, Registration
 from fscached.prefetch.service import Plan, Service
 from fscached.source.registries import Registries
 from fscached.store import Store
-from fscached.transport import ObjectKey, Transport, opening
+from fscached.transport import ObjectKey, Transport, opening, probe
 from fscached.transport.cachefiles import allow_descriptors
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
@@ -54,7 +54,7 @@ def main(config: Config, unsafe: bool = False) -> int:
     transport = opening.inherited(config, inherited)
     takeover = transport is not None
     logs.configure(config.log.level, config.log.file)
-    allow_descriptors(opening.descriptors(config))
+    allow_descriptors(probe.descriptors(config.cache, config.kernel))
     _make_directories(config)
     if transport is None:
         transport = opening.anew(config)

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fscached.config import Cache
+from fscached.config import Cache, Kernel
 from fscached.transport import Closed, NotReady, Opened, OutOfSpace, Wanted, mount, probe
 from fscached.transport import cachefiles as module
 from fscached.transport.cachefiles import Cachefiles, Culling
@@ -330,7 +330,7 @@ def full_disk() -> dict[str, Any]:
 
 
 def survey() -> list[probe.Finding]:
-    return probe.survey(probe.this_host(), Cache(directory=CACHE))
+    return probe.survey(probe.this_host(), Cache(directory=CACHE), Kernel(transport="cachefiles"))
 
 
 def machine() -> dict[str, Any]:

@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     findings = probe.survey(
         host.this_host(settings.kernel.device),
         settings.cache,
+        settings.kernel,
         [arguments.config or str(config.DEFAULT_PATH), settings.paths.state_directory],
-        settings.kernel.transport,
     )
     if arguments.output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

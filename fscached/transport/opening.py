@@ -32,7 +32,7 @@ def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
         if cachefiles.DEVICE_NAME in holdings:
             return Cachefiles.adopt(holdings[cachefiles.DEVICE_NAME])
         if {fanotify.GROUP_NAME, fanotify.SLOTS_NAME} <= holdings.keys():
-            limit = cachefiles.allow_descriptors(descriptors(config))
+            limit = cachefiles.allow_descriptors(probe.descriptors(config.cache, config.kernel))
             return Fanotify.adopt(holdings, config.cache.directory, _floor(config.cache), limit)
     except OSError as error:
         raise Failure(
@@ -56,11 +56,6 @@ def leave(transport: Transport, config: Config) -> None:
     Blocks for as long as somebody uses one that is not."""
     if isinstance(transport, Fanotify):
         transport.leave(partial(take_down, config.paths.state_directory))
-
-
-def descriptors(config: Config) -> int:
-    """How many this process may come to need."""
-    return config.cache.open_objects + config.kernel.unanswered_reads + probe.DESCRIPTORS_SPARE
 
 
 def _cachefiles(config: Config) -> Cachefiles:

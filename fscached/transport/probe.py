@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from fscached.config import Cache
+from fscached.config import Cache, Kernel
 from fscached.transport import BLOCK_BYTES, probe_files
 from fscached.transport.host import (
     Finding,
@@ -68,12 +68,10 @@ def choice(host: Host) -> tuple[str, str]:
     return "cachefiles", f"Linux {host.release} is too old for fanotify (6.14)"
 
 
-def survey(
-    host: Host, cache: Cache, paths: Iterable[str] = (), transport: str = "cachefiles"
-) -> list[Finding]:
-    """Every precondition of a transport (or "auto"), the most basic first. `paths` are files the
+def survey(host: Host, cache: Cache, kernel: Kernel, paths: Iterable[str] = ()) -> list[Finding]:
+    """Every precondition of the configured transport, the most basic first. `paths` are files the
     daemon needs besides its own program: its configuration, its state."""
-    reason = "as configured"
+    transport, reason = str(kernel.transport), "as configured"
     if transport == "auto":
         transport, reason = choice(host)
     points = mount_points(host.proc / "self/mountinfo")
@@ -83,7 +81,7 @@ def survey(
         Finding("transport", True, f"{transport}: {reason}"),
         *needs,
         _page_size(host),
-        _descriptors(host, cache),
+        _descriptors(host, descriptors(cache, kernel)),
         _own_files([*_program(), cache.directory, *paths], points),
     ]
     # A path inside an image must not even be looked at: it may wait for the daemon.
@@ -276,12 +274,17 @@ def _restore(host: Host, symbols: frozenset[str]) -> Finding:
     )
 
 
-def _descriptors(host: Host, cache: Cache) -> Finding:
+def descriptors(cache: Cache, kernel: Kernel) -> int:
+    """How many a daemon may come to need."""
+    return cache.open_objects + kernel.unanswered_reads + DESCRIPTORS_SPARE
+
+
+def _descriptors(host: Host, wanted: int) -> Finding:
     """The daemon raises its limit as far as it may: to the kernel's own with CAP_SYS_RESOURCE."""
-    wanted, limit = cache.open_objects + DESCRIPTORS_SPARE, host.descriptors_max
+    limit = host.descriptors_max
     if _capable(host, _CAP_SYS_RESOURCE):
         limit = int(text_of(host.proc / "sys/fs/nr_open") or limit)
-    remedy = f"set LimitNOFILE={wanted}, or a smaller open_objects in [cache]"
+    remedy = f"set LimitNOFILE={wanted}, or a smaller [cache] open_objects"
     return judged("descriptors", limit >= wanted, f"at most {limit}", remedy)
 
 

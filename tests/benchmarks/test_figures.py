@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
+from environments import native
 from environments.trace import Trace
 from hypothesis import given
 from hypothesis import strategies as st
+from plots.bars import grouped
 from report import Report, percentile, result, table
 
 TRACE = """\
@@ -49,3 +54,33 @@ def test_a_percentile_is_a_value_that_was_measured(values: list[float], percent:
     assert found in values
     assert sum(value <= found for value in values) >= len(values) * percent / 100 - 1e-6
     assert sum(value < found for value in values) < len(values) * percent / 100 + 1e-6
+
+
+def test_bars_are_speeds_in_groups() -> None:
+    """Half the time is twice the speed; what has nothing to be compared with has no bar."""
+    found = [
+        result("read_cold_ext4", "MB/s", "higher", [100.0]),
+        result("read_cold_loop", "MB/s", "higher", [150.0], [100.0]),
+        result("make_loop", "s", "lower", [30.0], [60.0]),
+    ]
+    assert grouped(Report("hit", {}, found)) == {"read_cold": {"loop": 1.5}, "make": {"loop": 2.0}}
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_memory_is_limited_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unified: bool
+) -> None:
+    """By either kind of control group: a limit, then none; commands join the group."""
+    monkeypatch.setattr(native, "CONTROL_GROUPS", tmp_path)
+    (tmp_path / "memory").mkdir()
+    if unified:
+        (tmp_path / "cgroup.controllers").touch()
+    directory = tmp_path / native.GROUP if unified else tmp_path / "memory" / native.GROUP
+    with native.memory_group() as group:
+        limit = directory / ("memory.max" if unified else "memory.limit_in_bytes")
+        with group.limited(4096):
+            assert limit.read_text() == "4096"
+        assert limit.read_text() == ("max" if unified else "-1")
+        said = subprocess.run(group.within(["echo", "inside"]), capture_output=True, check=True)
+        assert said.stdout == b"inside\n"
+        assert (directory / "cgroup.procs").read_text() == "0\n"

@@ -19,7 +19,7 @@ def surveyed(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> list[object
     """What the survey was asked about."""
     asked: list[object] = []
 
-    def survey(host: object, cache: object, paths: list[str], _: str) -> list[Finding]:
+    def survey(host: object, cache: object, _: object, paths: list[str]) -> list[Finding]:
         asked.extend([host, cache, *paths])
         return list(findings)
 

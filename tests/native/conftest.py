@@ -21,6 +21,7 @@ from cdefs import fanotify
 from fscached.control.client import Client, DaemonAway
 from fscached.transport import mount
 from rafs_v6.pack import Format
+from tests.native.manager import Manager
 from tests.native.origin import Origin, origin
 from tests.rafs_v6.trees import Built, build, directory, regular
 
@@ -99,6 +100,8 @@ class Node:
         self.log = root / "log"
         self.config = root / "fscached.toml"
         self.cache = root / "cache"
+        self.manager: Manager | None = None
+        """Whoever starts the supervisor and holds what it stores."""
         self._host = host
         self._process: subprocess.Popen[bytes] | None = None
         self._mounts: list[Path] = []
@@ -139,12 +142,18 @@ class Node:
         program = ["-m", "fscached", *words] if words else ["-c", SUPERVISE]
         with self.log.open("ab") as log:
             command = [sys.executable, *program, "--config", str(self.config)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            if self.manager is not None:
+                self._process = self.manager.start(command, log)
+            else:
+                self._process = subprocess.Popen(command, stdout=log, stderr=log)
         self.wait()
 
     def wait(self) -> dict[str, Any]:
         """Until it answers; its status."""
-        return until(self._status, "the daemon does not answer: " + self.log.read_text()[-3000:])
+        try:
+            return dict(until(self._status, "the daemon does not answer"))
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}: {self.log.read_text()[-3000:]}") from None
 
     def _status(self) -> dict[str, Any] | None:
         with contextlib.suppress(DaemonAway):
@@ -170,7 +179,7 @@ class Node:
         return status
 
     def lose(self) -> None:
-        """`kill -9` of everything that holds the group."""
+        """`kill -9` of the daemon and of the supervisor, which starts no other one meanwhile."""
         daemon = self.daemon_pid()
         os.kill(self.supervisor_pid, signal.SIGSTOP)
         os.kill(daemon, signal.SIGKILL)
@@ -203,6 +212,8 @@ class Node:
                 mount.unmount(str(target), lazy=True)
         if self._process is not None:
             self.stop()
+        if self.manager is not None:
+            self.manager.end()
 
 
 @pytest.fixture
@@ -215,7 +226,7 @@ def node(tmp_path: Path, registry: Origin) -> Iterator[Node]:
 
 def until(look: Callable[[], Any], otherwise: str) -> Any:
     """What `look` finds at last, when it is not None."""
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + float(os.environ.get("PAT", "20"))
     while time.monotonic() < end_s:
         if (found := look()) is not None:
             return found
@@ -234,20 +245,24 @@ def forget_pages(directory: Path) -> None:
 class Readers:
     """Readers, each in a process of its own: a page fault holds up all threads of Python."""
 
-    def __init__(
-        self, target: Path, expected: Path, seed: int, seconds: float, kinds: Sequence[str]
-    ) -> None:
+    def __init__(self, target: Path, expected: Path, seed: int, kinds: Sequence[str]) -> None:
         command = [sys.executable, "-S", str(READER), str(target), str(expected)]
         self._processes = [
             subprocess.Popen(
-                [*command, str(seed + number), str(seconds), kind], stdout=subprocess.PIPE
+                [*command, str(seed + number), kind],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
             )
             for number, kind in enumerate(kinds)
         ]
 
     def seen(self, timeout_s: float = 60) -> dict[str, Any]:
-        """What they saw, together. Raises TimeoutExpired when one of them hangs."""
+        """Have them end; what they saw, together. Raises TimeoutExpired when one of them hangs."""
         reports = []
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.stdin = None  # or else communicate() would flush it
         for process in self._processes:
             output, _ = process.communicate(timeout=timeout_s)
             assert process.returncode == 0, f"a reader died: {process.returncode}"

@@ -1,7 +1,7 @@
 """A reader in a process of its own: compares an image with what it was made of, again and again,
-and says on standard output what it saw.
+until its standard input ends, and says on standard output what it saw.
 
-usage: reader.py MOUNT EXPECTED SEED SECONDS READ|RANDOM|MAP
+usage: reader.py MOUNT EXPECTED SEED READ|RANDOM|MAP
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 
 PAGE_BYTES = 4096
 
@@ -44,25 +45,25 @@ class Seen:
             self.wrong.append(f"{name} at {offset}: {zeros}")
 
 
-def run(kind: str, mount: Path, expected: Path, seed: int, until_s: float, seen: Seen) -> None:
-    """Read until the time is up; pages are dropped, so that every pass is asked for again."""
+def run(kind: str, mount: Path, expected: Path, seed: int, over: Event, seen: Seen) -> None:
+    """Read until it is over; pages are dropped, so that every pass is asked for again."""
     rng = random.Random(seed)
     names = sorted(path.name for path in expected.iterdir())
-    while time.monotonic() < until_s:
+    while not over.is_set():
         name = rng.choice(names)
         right = (expected / name).read_bytes()
         fd = os.open(mount / name, os.O_RDONLY)
         try:
             if kind == "RANDOM":
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-            _pass(kind, fd, name, right, rng, until_s, seen)
+            _pass(kind, fd, name, right, rng, over, seen)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 
 
 def _pass(
-    kind: str, fd: int, name: str, right: bytes, rng: random.Random, until_s: float, seen: Seen
+    kind: str, fd: int, name: str, right: bytes, rng: random.Random, over: Event, seen: Seen
 ) -> None:
     size = len(right)
     if kind == "READ":
@@ -73,7 +74,7 @@ def _pass(
         offsets = [rng.randrange(0, size) // PAGE_BYTES * PAGE_BYTES for _ in range(64)]
     mapped = mmap.mmap(fd, 0, prot=mmap.PROT_READ) if kind == "MAP" else None
     for offset in offsets:
-        if time.monotonic() >= until_s:
+        if over.is_set():
             break
         end = min(offset + length, size)
         if mapped is not None:
@@ -86,9 +87,10 @@ def _pass(
 
 
 def main() -> None:
-    mount, expected, seed, seconds, kind = sys.argv[1:]
-    seen = Seen()
-    run(kind, Path(mount), Path(expected), int(seed), time.monotonic() + float(seconds), seen)
+    mount, expected, seed, kind = sys.argv[1:]
+    seen, over = Seen(), Event()
+    Thread(target=lambda: sys.stdin.read() or over.set(), daemon=True).start()
+    run(kind, Path(mount), Path(expected), int(seed), over, seen)
     print(json.dumps(vars(seen)))
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fscached.transport.slots import SLOT_BYTES
 from tests.native.conftest import Node, Readers, image_of, noise, until
+from tests.native.manager import Manager
 from tests.native.origin import Origin
 
 KINDS = ["READ"] * 6 + ["RANDOM"] * 5 + ["MAP"] * 5
@@ -44,7 +46,28 @@ def test_kill_nine_under_load(
     """At moments nobody chose, with events outstanding: nobody reads a wrong byte, nobody hangs,
     and nobody gets an error."""
     kills, seed = (request.config.getoption(name) for name in ("kills", "kill_seed"))
-    rng, seconds = random.Random(seed), kills * LIFE_S * 0.75 + 2
+    _kill_under_load(node, registry, tmp_path, kills, seed, node.kill)
+
+
+@pytest.mark.timeout(3600)
+def test_every_process_killed_under_load(
+    node: Node, registry: Origin, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The supervisor too: the service manager's store is the last holder, and readers wait."""
+    losses, seed = (request.config.getoption(name) for name in ("losses", "kill_seed"))
+    node.manager = Manager(tmp_path / "notify")
+
+    def lose() -> None:
+        node.lose()
+        node.start()
+
+    _kill_under_load(node, registry, tmp_path, losses, seed, lose)
+
+
+def _kill_under_load(
+    node: Node, registry: Origin, tmp_path: Path, kills: int, seed: int, kill: Callable[[], None]
+) -> None:
+    rng = random.Random(seed)
     files = noise(3, 8, (kills + 40) * 160 << 10)
     built = image_of(files, {"never-read": noise(4, 1, 9 << 20)["f0"]}, chunk_bytes=CHUNK_BYTES)
     node.configure(
@@ -54,13 +77,13 @@ def test_kill_nine_under_load(
     node.start()
     target = node.mount(registry.add("app", built))
     expected = write_files(tmp_path / "expected", files)
-    load = Readers(target, expected, seed, seconds, KINDS)
+    load = Readers(target, expected, seed, KINDS)
     counts: Counter[int] = Counter()
     for _ in range(kills):
         time.sleep(rng.uniform(0, LIFE_S))
         counts[outstanding(node)] += 1
-        node.kill()
-    report = load.seen(seconds + 60)
+        kill()
+    report = load.seen()
     print(f"outstanding at the kills: {sorted(counts.items())}; {report}")
     assert (report["wrong"], report["failed"]) == ([], [])
     assert report["reads"] > 0 and sum(counts) > 0

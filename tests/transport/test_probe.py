@@ -15,11 +15,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from fscached.config import Cache
+from fscached.config import Cache, Kernel
 from fscached.transport import probe
 from fscached.transport.mount import mount_points
 from fscached.transport.probe import Finding, Holder, Host
 
+CACHEFILES = Kernel(transport="cachefiles")
 RELEASE = "6.1.0-1-test"
 SYMBOLS = """\
 0000000000000000 T cachefiles_add_cache\t[cachefiles]
@@ -86,7 +87,7 @@ class Machine:
         self.host = replace(self.host, **fields)  # type: ignore[arg-type]
 
     def missing(self, *paths: str) -> dict[str, Finding]:
-        findings = probe.survey(self.host, self.cache, paths)
+        findings = probe.survey(self.host, self.cache, CACHEFILES, paths)
         assert all(bool(finding.remedy) != finding.ok for finding in findings)
         return {finding.name: finding for finding in findings if not finding.ok}
 
@@ -99,7 +100,7 @@ def machine(tmp_path: Path) -> Machine:
 def test_a_good_machine_lacks_nothing(machine: Machine) -> None:
     """Every precondition is looked at and met."""
     assert machine.missing() == {}
-    names = [finding.name for finding in probe.survey(machine.host, machine.cache)]
+    names = [finding.name for finding in probe.survey(machine.host, machine.cache, CACHEFILES)]
     assert len(names) == len(set(names)) == 14
 
 
@@ -192,7 +193,7 @@ def cache_in_an_image(machine: Machine) -> None:
         (erofs_without_ondemand, "erofs-ondemand", "without", "scripts/kernel-modules"),
         (erofs_built_in, "erofs-ondemand", "without", "CONFIG_EROFS_FS_ONDEMAND"),
         (no_restore, "restore", "takes its mounts along", "6.8"),
-        (few_descriptors, "descriptors", "4096", "LimitNOFILE=17408"),
+        (few_descriptors, "descriptors", "4096", "LimitNOFILE=19456"),
         (a_file_for_a_directory, "cache-directory", "file is no directory", "[cache]"),
         (relative_cache_directory, "cache-directory", "cache", "absolute"),
         (cache_on_tmpfs, "cache-file-system", "tmpfs", "ext4, xfs or btrfs"),
@@ -261,7 +262,9 @@ def test_our_own_daemon_may_hold_the_device(machine: Machine) -> None:
     """A machine that is being served is a good machine."""
     machine.process(5, "fscached", "/dev/null", "anon_inode:[cachefiles]")
     assert machine.missing() == {}
-    held = next(f for f in probe.survey(machine.host, machine.cache) if f.name == "device-free")
+    held = next(
+        f for f in probe.survey(machine.host, machine.cache, CACHEFILES) if f.name == "device-free"
+    )
     assert held.found == "held by pid 5 (fscached: the device), pid 5 (fscached: an object)"
 
 
@@ -391,7 +394,7 @@ def test_a_file_system_that_tells_no_holes(tmp_path: Path, monkeypatch: pytest.M
     [
         (4096, "000001ffffffffff", True),
         (4096, "00000000a82425fb", False),
-        (17408, "00000000a82425fb", True),
+        (19456, "00000000a82425fb", True),
     ],
 )
 def test_descriptors_may_be_raised(
@@ -411,7 +414,7 @@ def test_a_file_system_without_inode_counts_has_enough(machine: Machine) -> None
 
 def test_this_machine_can_be_surveyed() -> None:
     """Whatever it lacks, every finding has a name, and a remedy exactly when it is not met."""
-    findings = probe.survey(probe.this_host(), Cache())
+    findings = probe.survey(probe.this_host(), Cache(), CACHEFILES)
     assert findings and all(bool(finding.remedy) != finding.ok for finding in findings)
 
 
@@ -424,7 +427,7 @@ class FilesMachine(Machine):
         self.change(release="7.2.1")
 
     def missing(self, *paths: str) -> dict[str, Finding]:
-        findings = probe.survey(self.host, self.cache, paths, "auto")
+        findings = probe.survey(self.host, self.cache, Kernel(), paths)
         assert all(bool(finding.remedy) != finding.ok for finding in findings)
         return {finding.name: finding for finding in findings if not finding.ok}
 
@@ -460,11 +463,11 @@ def test_what_fanotify_lacks(tmp_path: Path) -> None:
     machine = FilesMachine(tmp_path)
     machine.change(release="6.13.0", group=lambda directory: f"files in {directory} cannot be")
     machine.write("proc/kallsyms", "0 T erofs_register_sysfs\n")
-    findings = probe.survey(machine.host, machine.cache, (), "fanotify")
+    findings = probe.survey(machine.host, machine.cache, Kernel(transport="fanotify"))
     missing = {finding.name for finding in findings if not finding.ok}
     assert missing == {"kernel", "fanotify", "erofs-files"}
     machine.write("proc/kallsyms", "")
-    findings = probe.survey(machine.host, machine.cache, (), "fanotify")
+    findings = probe.survey(machine.host, machine.cache, Kernel(transport="fanotify"))
     assert "modprobe erofs" in next(f.remedy for f in findings if f.name == "erofs-files")
 
 
