@@ -9,10 +9,12 @@ from fscached.config import Config
 from fscached.source.auth import Credential, FixedCredential, Keychain, Tokens
 from fscached.source.distribution import Distribution
 from fscached.source.docker_config import DockerConfig
+from fscached.source.endpoint import Endpoint
 from fscached.source.exchange import Exchange
 from fscached.source.origin import Traffic, Trust, scheme_of
 from fscached.source.patience import Patience
 from fscached.source.registry import Registry
+from fscached.source.remote import Remote
 from fscached.source.transfer import Transfers
 
 
@@ -41,22 +43,20 @@ class Registries:
 
     def source(
         self, host: str, repository: str, credential: Credential | None, scheme: str = ""
-    ) -> Registry:
+    ) -> Remote:
         """A repository to read ranges from. Its tries end with the deadline of each read.
 
         Raises SourceError for names that are none.
         """
-        return Registry(
+        registry = Registry(
             host,
             repository,
             scheme=scheme or scheme_of(host, host in self._config.insecure_registries),
-            transfers=self._transfers,
             tokens=self._tokens,
             keychain=self._keychain(credential),
             trust=self._trust,
-            patience=self._patience(sys.maxsize),
-            traffic=self.traffic,
         )
+        return self._remote(registry)
 
     def distribution(self, credential: Credential | None) -> Distribution:
         """For manifests and bootstraps, with a few tries each."""
@@ -74,6 +74,14 @@ class Registries:
         """End what is under way and close all connections."""
         await self._transfers.close()
         await self._exchange.close()
+
+    def _remote(self, endpoint: Endpoint) -> Remote:
+        return Remote(
+            endpoint,
+            transfers=self._transfers,
+            patience=self._patience(sys.maxsize),
+            traffic=self.traffic,
+        )
 
     def _keychain(self, credential: Credential | None) -> Keychain:
         if credential is None and self._config.docker_config:

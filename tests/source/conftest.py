@@ -17,6 +17,7 @@ from fscached.source.exchange import Exchange
 from fscached.source.origin import Trust
 from fscached.source.patience import Patience
 from fscached.source.registry import Registry
+from fscached.source.remote import Remote
 from fscached.source.transfer import Transfers
 from tests.source.docker_registry import PROGRAM, DockerRegistry, docker_registry
 from tests.source.faulty import FaultyServer, faulty_server
@@ -47,21 +48,21 @@ class Client:
         keychain: Keychain | None = None,
         credential: Credential | None = None,
         patience: Patience = BRIEF,
-    ) -> Registry:
-        return Registry(
+        repository: str = REPOSITORY,
+    ) -> Remote:
+        endpoint = Registry(
             host,
-            REPOSITORY,
+            repository,
             scheme="http",
-            transfers=self.transfers,
             tokens=self.tokens,
             keychain=keychain or FixedCredential(credential),
             trust=Trust(),
-            patience=patience,
         )
+        return Remote(endpoint, transfers=self.transfers, patience=patience)
 
     async def collect(
         self,
-        registry: Registry,
+        registry: Remote,
         start: int,
         end: int,
         *,

@@ -38,8 +38,7 @@ async def failure(client: Client, server: FaultyServer, **options: float) -> Sou
 async def test_a_real_registry_serves_ranges(client: Client, open_registry: DockerRegistry) -> None:
     """Bytes of any range arrive exactly, and its access log agrees with what was counted."""
     blob_id = open_registry.put_blob("counted/blob", BLOB)
-    registry = client.registry(open_registry.host)
-    registry._blobs = registry._blobs.replace(REPOSITORY, "counted/blob")
+    registry = client.registry(open_registry.host, repository="counted/blob")
     for start, end in ((0, MIB), (MIB, 2 * MIB), (1, 2), (len(BLOB) - 5, len(BLOB))):
         got = await client.collect(registry, start, end, blob_id=blob_id)
         assert got == BLOB[start:end]
