@@ -1,12 +1,11 @@
 """The configuration: one frozen tree, read from TOML. Every key has a default, a unit and a limit.
 
-`docs/fscached.toml` is this file's defaults and descriptions, printed by `fscached config`.
+`docs/fscached.toml` is its defaults and descriptions, printed by `fscached.manual`.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
 from pathlib import Path
@@ -29,6 +28,12 @@ _ABSOLUTE_OR_EMPTY: Final = r"^(/[^\x00-\x1f]*)?\Z"
 # A name of the kernel's: no slash (it becomes a directory name), no comma (a mount option's end).
 _NAME: Final = r"^[A-Za-z0-9_.-]+\Z"
 _NAME_OR_EMPTY: Final = r"^[A-Za-z0-9_.-]*\Z"
+# No user, no path, no query.
+_ADDRESS: Final = r"^https?://[A-Za-z0-9._:\[\]-]+\Z"
+_ADDRESS_OR_EMPTY: Final = r"^(https?://[A-Za-z0-9._:\[\]-]+)?\Z"
+_URL_OR_EMPTY: Final = r"^(https?://[^\s@\x00-\x20\x7f]+)?\Z"
+_HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", max_length=256)]
+_HeaderValue = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=8192)]
 
 
 class ConfigError(Failure):
@@ -188,8 +193,58 @@ class Fetch(Table, frozen=True):
             raise ValueError("Expected window_bytes <= window_limit_bytes")
 
 
+class Peer(Table, frozen=True, kw_only=True):
+    """What is known of any server that is asked before a registry."""
+
+    ping_url: Annotated[
+        str,
+        Meta(pattern=_URL_OR_EMPTY, description="Asked while it is down; empty: reads find out."),
+    ] = ""
+    ping_interval_s: Annotated[
+        float, Meta(ge=0.1, le=3600, description="Between pings, and the least pause.")
+    ] = 5.0
+    failure_limit: Annotated[
+        int, Meta(ge=1, le=1000, description="Failures in a row, then it is down.")
+    ] = 5
+    timeout_s: Annotated[
+        float, Meta(ge=1, le=300, description="A MiB slower than this is asked elsewhere.")
+    ] = 5.0
+
+
+class Mirror(Peer, frozen=True, kw_only=True):
+    """A server with a registry's blobs: a Dragonfly peer, or any registry mirror."""
+
+    host: Annotated[str, Meta(pattern=_ADDRESS, description="http[s]://host[:port].")]
+    headers: Annotated[
+        dict[_HeaderName, _HeaderValue],
+        Meta(max_length=64, description="Sent with each request; ours of the same name are not."),
+    ] = {}
+    authorization: Annotated[
+        bool, Meta(description="It gets the registry's tokens and passwords too.")
+    ] = False
+
+    def __repr__(self) -> str:
+        return f"Mirror(host={self.host!r})"
+
+
+class Proxy(Peer, frozen=True, kw_only=True):
+    """A Dragonfly peer that is an HTTP proxy."""
+
+    url: Annotated[
+        str, Meta(pattern=_ADDRESS_OR_EMPTY, description="http://host[:port]; empty: none.")
+    ] = ""
+    use_http: Annotated[
+        bool, Meta(description="Registries are asked by http through it: it speaks https.")
+    ] = False
+    ca_file: Annotated[
+        str,
+        Meta(pattern=_ABSOLUTE_OR_EMPTY, description="PEM file: who signs what it opens TLS with."),
+    ] = ""
+    fallback: Annotated[bool, Meta(description="When it fails, the registry is asked.")] = True
+
+
 class Source(Table, frozen=True):
-    """Registries, and how patient to be with them."""
+    """Registries, who is asked before them, and how patient to be with all of them."""
 
     connect_timeout_s: Annotated[
         float, Meta(gt=0, le=300, description="To a connection, TLS included.")
@@ -238,6 +293,20 @@ class Source(Table, frozen=True):
             description="docker's config.json with credentials; empty: only those given at mount.",
         ),
     ] = ""
+    mirrors: Annotated[
+        tuple[Mirror, ...],
+        Meta(max_length=16, description="Asked before the registry, in this order."),
+    ] = ()
+    proxy: Annotated[
+        Proxy, Meta(description="A Dragonfly peer as HTTP proxy, asked after the mirrors.")
+    ] = Proxy()
+    ping_pause_s: Annotated[
+        float, Meta(ge=1, le=86_400, description="Nobody reads for this long: pings pause.")
+    ] = 300.0
+    distrust_s: Annotated[
+        float,
+        Meta(ge=1, le=86_400, description="Who gave wrong bytes of an image is set aside so long."),
+    ] = 600.0
 
 
 class Prefetch(Table, frozen=True):
@@ -344,51 +413,13 @@ def parse(text: str, origin: str) -> Config:
         ) from None
 
 
-def explain(config: Config) -> str:
-    """The configuration as TOML, each key with its meaning and limits. `parse` reads it back."""
-    head = "# Every setting of fscached. A key or a table that is left out has its default.\n"
-    return head + "".join(_explain_table(name, getattr(config, name)) for name in _TABLES)
-
-
-def _explain_table(name: str, table: Table) -> str:
-    lines = [f"\n# {(type(table).__doc__ or '').splitlines()[0]}", f"[{name}]"]
-    for field in msgspec.structs.fields(table):
-        lines.append(f"# {_meaning(field.type)}")
-        lines.append(f"{field.name} = {_toml(getattr(table, field.name))}")
-    return "\n".join(lines) + "\n"
-
-
-def _meaning(annotation: Any) -> str:
-    kind, meta = get_args(annotation)
-    if values := get_args(kind):
-        limits = "" if ... in values else f" ({', '.join(values)})"
-    else:
-        limits = _limits(meta)
-    return f"{meta.description}{limits}"
-
-
-def _limits(meta: Meta) -> str:
-    bounds = {
-        "at least": meta.ge,
-        "more than": meta.gt,
-        "at most": meta.le,
-        "less than": meta.lt,
-        "a multiple of": meta.multiple_of,
-    }
-    said = [f"{words} {_toml(bound)}" for words, bound in bounds.items() if bound is not None]
-    return f" ({', '.join(said)})" if said else ""
-
-
-def _toml(value: bool | int | float | str | tuple[str, ...]) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:_}"
-    if isinstance(value, float):
-        return repr(value)
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def inner_table(annotation: Any) -> type[Table] | None:
+    """The table that a key holds, or holds many of."""
+    kind, _ = get_args(annotation)
+    for one in (kind, *get_args(kind)):
+        if isinstance(one, type) and issubclass(one, Table):
+            return one
+    return None
 
 
 def _read(path: str | os.PathLike[str]) -> str:
@@ -419,12 +450,23 @@ def _refuse_unknown(raw: dict[str, Any], origin: str) -> None:
         if table not in _TABLES:
             raise ConfigError(f"{origin}: [{table}]: unknown table", _nearest_table(table))
         if isinstance(values, dict):
-            known = _TABLES[table].__struct_fields__
-            for key in values:
-                if key not in known:
-                    raise ConfigError(
-                        f"{origin}: [{table}] {key}: unknown key", _nearest_key(table, key)
-                    )
+            _refuse_unknown_keys(values, _TABLES[table], table, origin)
+
+
+def _refuse_unknown_keys(
+    values: dict[str, Any], kind: type[Table], place: str, origin: str
+) -> None:
+    """Those of one table, and of the tables in it."""
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    for key, value in values.items():
+        if key not in fields:
+            raise ConfigError(
+                f"{origin}: [{place}] {key}: unknown key", _nearest_key(place, kind, key)
+            )
+        inner = inner_table(fields[key].type)
+        for one in value if isinstance(value, list) else [value]:
+            if inner is not None and isinstance(one, dict):
+                _refuse_unknown_keys(one, inner, f"{place}.{key}", origin)
 
 
 def _nearest_table(table: str) -> str:
@@ -435,8 +477,8 @@ def _nearest_table(table: str) -> str:
     return f"the tables are {', '.join(f'[{name}]' for name in _TABLES)}"
 
 
-def _nearest_key(table: str, key: str) -> str:
-    known = _TABLES[table].__struct_fields__
+def _nearest_key(table: str, kind: type[Table], key: str) -> str:
+    known = kind.__struct_fields__
     if homes := _homes(key):
         return f"did you mean {key} in [{homes[0]}]?"
     if near := difflib.get_close_matches(key, known, n=1):

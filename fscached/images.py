@@ -166,6 +166,10 @@ class _Serving:
             self.name = self._source.name
         return await self._source.read(blob_id, start, end, priority, feed, deadline_s)
 
+    def distrust(self, blob_id: str, start: int, end: int) -> bool:
+        """See Source."""
+        return self._source.distrust(blob_id, start, end)
+
     async def close(self) -> None:
         """Nothing is this blob's alone."""
 

@@ -21,6 +21,7 @@ FLOORS = {
     "fscached.version": 0,
     "fscached.log": 0,
     "fscached.config": 1,
+    "fscached.manual": 2,
     "cdefs": 0,
     "rafs_v6": 1,
     "fscached.transport": 2,

@@ -49,6 +49,9 @@ class BlobFile:
         feed(memoryview(self.data)[start:end])
         return Answer(self.name, 1, end - start, 0.0)
 
+    def distrust(self, blob_id: str, start: int, end: int) -> bool:
+        return False
+
     async def close(self) -> None:
         pass
 

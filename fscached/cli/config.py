@@ -19,7 +19,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fscached import config
+    from fscached import config, manual
 
-    sys.stdout.write(config.explain(config.load(arguments.config)))
+    sys.stdout.write(manual.explain(config.load(arguments.config)))
     return 0

@@ -48,6 +48,9 @@ def text(status: dict[str, Any]) -> Iterator[str]:
         f"waiting), {totals['requests']} requests, {size(totals['received_bytes'])} received, "
         f"{totals['source_errors']} source errors, {totals['bad_chunks']} bad chunks"
     )
+    givers = [f"{size(count)} by {name}" for name, count in status["given"].items() if count]
+    if givers:
+        yield f"given: {', '.join(givers)}".replace("_", " ")
     if not status["images"]:
         yield "no images; `fscached mount REF DIR` adds one"
         return

@@ -6,13 +6,16 @@ both are there). Both become one `BlobEntry`. Unknown keys are ignored, as nydus
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
+from fscached import config
+
 PREFETCH_THREADS_LIMIT: Final = 1024
 PREFETCH_BATCH_LIMIT_BYTES: Final = 0x1000_0000
+PEER_TIME_LIMIT_S: Final = 300
 BACKENDS: Final = ("registry", "localfs")
 CACHE_TYPES: Final = ("blobcache", "filecache", "fscache", "dummycache", "")
 
@@ -28,22 +31,24 @@ class InvalidEntry(ValueError):
 
 
 class Proxy(msgspec.Struct, frozen=True):
-    """A peer-to-peer client in front of the registry."""
+    """A peer-to-peer client in front of the registry. Times in seconds."""
 
     url: str = ""
     ping_url: str = ""
     fallback: bool = True
+    check_interval: int = 5
     use_http: bool = False
 
 
 class Mirror(msgspec.Struct, frozen=True):
-    """Another host that has the same blobs."""
+    """Another host that has the same blobs. Times in seconds."""
 
     host: str
     ping_url: str = ""
     headers: dict[str, str] = {}
     health_check_interval: int = 5
     failure_limit: int = 5
+    auth_through: bool = False
 
     def __repr__(self) -> str:
         return f"Mirror(host={self.host!r})"
@@ -100,6 +105,55 @@ class BlobEntry(msgspec.Struct, frozen=True):
     work_dir: str
     backend: Backend
     prefetch: Prefetch
+
+
+def mirrors(backend: Registry) -> tuple[config.Mirror, ...]:
+    """Its mirrors, in our words. Raises InvalidEntry."""
+    return tuple(_mirror(mirror, backend.timeout) for mirror in backend.mirrors)
+
+
+def proxy(backend: Registry) -> config.Proxy | None:
+    """Its proxy, in our words; None when it has none. Raises InvalidEntry."""
+    given = backend.proxy
+    if not given.url:
+        return None
+    ours = {
+        "url": given.url.rstrip("/"),
+        "use_http": given.use_http,
+        "fallback": given.fallback,
+        "ping_url": given.ping_url,
+        "ping_interval_s": _seconds(given.check_interval),
+        "timeout_s": _seconds(backend.timeout),
+    }
+    return _converted(ours, config.Proxy, f"proxy {given.url[:255]!r}")
+
+
+def _mirror(given: Mirror, timeout: int) -> config.Mirror:
+    ours = {
+        "host": given.host.rstrip("/"),
+        "headers": given.headers,
+        "authorization": given.auth_through,
+        "ping_url": given.ping_url,
+        "ping_interval_s": _seconds(given.health_check_interval),
+        "failure_limit": given.failure_limit,
+        "timeout_s": _seconds(timeout),
+    }
+    return _converted(ours, config.Mirror, f"mirror {given.host[:255]!r}")
+
+
+_Settings = TypeVar("_Settings", bound=config.Peer)
+
+
+def _converted(ours: dict[str, object], kind: type[_Settings], what: str) -> _Settings:
+    try:
+        return msgspec.convert(ours, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidEntry(f"{what}: {error}") from None
+
+
+def _seconds(given: int) -> int:
+    """Of nydusd's times 0 is none, here as long as may be."""
+    return given or PEER_TIME_LIMIT_S
 
 
 def parse(body: bytes) -> BlobEntry:
@@ -220,7 +274,10 @@ def _backend(kind: str, raw: msgspec.Raw) -> Backend:
     if not bytes(raw):
         raise InvalidEntry(f"backend {kind!r} has no settings")
     if kind == "registry":
-        return msgspec.json.decode(raw, type=Registry)
+        registry = msgspec.json.decode(raw, type=Registry)
+        mirrors(registry)
+        proxy(registry)
+        return registry
     localfs = msgspec.json.decode(raw, type=Localfs)
     if not localfs.blob_file and not localfs.dir:
         raise InvalidEntry("backend localfs needs `dir` or `blob_file`")

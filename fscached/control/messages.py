@@ -92,7 +92,8 @@ class ObjectStatus(msgspec.Struct, frozen=True):
     """One object of the kernel: a bootstrap or a blob. Counts are since the daemon started.
 
     `resident_bytes` is None until the kernel has said what it holds; `requests` are HTTP requests
-    sent for it, `received_bytes` their bodies' bytes.
+    sent for it, `received_bytes` their bodies' bytes, `given` the useful ones by who gave them
+    (`fscached.source.Giver`).
     """
 
     id: str
@@ -103,6 +104,7 @@ class ObjectStatus(msgspec.Struct, frozen=True):
     requests: int = 0
     received_bytes: int = 0
     bad_chunks: int = 0
+    given: dict[str, int] = {}
 
 
 class ImageStatus(msgspec.Struct, frozen=True):
@@ -134,7 +136,8 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True):
-    """Reply of `GET /api/v2/status`: what `fscached status` prints."""
+    """Reply of `GET /api/v2/status`: what `fscached status` prints. `given` are all bytes of blobs
+    by who gave them."""
 
     version: str
     git_commit: str
@@ -146,6 +149,7 @@ class Status(msgspec.Struct, frozen=True):
     rss_bytes: int
     totals: Totals
     images: list[ImageStatus]
+    given: dict[str, int] = {}
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

@@ -91,6 +91,10 @@ def _lines(status: Status) -> Iterator[str]:
         yield f"# HELP {name} {_HELP[field.name]}"
         yield f"# TYPE {name} {kind}"
         yield f"{name} {getattr(status.totals, field.name)}"
+    yield "# HELP fscached_given_bytes_total Bytes of blobs by who gave them."
+    yield "# TYPE fscached_given_bytes_total counter"
+    for giver, count in status.given.items():
+        yield f'fscached_given_bytes_total{{giver="{giver}"}} {count}'
     yield from _gauge("resident_memory_bytes", "Memory of the daemon.", status.rss_bytes)
     yield from _gauge("uptime_seconds", "Since the daemon started.", status.uptime_s)
     yield from _gauge("images", "Images registered.", len(status.images))

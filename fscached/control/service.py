@@ -31,7 +31,7 @@ from fscached.fill.objects import Objects
 from fscached.fill.tally import Tally
 from fscached.handover import Handover
 from fscached.images import Images, Registration
-from fscached.source import Fault, Source, SourceError
+from fscached.source import Fault, Giver, Source, SourceError
 from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.directory import Directory
 from fscached.source.reference import Reference, ReferenceError
@@ -167,6 +167,7 @@ class ControlService:
                 bad_chunks=_sum(tallies.values(), "bad_chunks"),
                 source_errors=_sum(tallies.values(), "source_errors"),
             ),
+            given={giver.value: registries.given[giver] for giver in Giver},
             images=[self._image_status(registration) for registration in self._staying()],
         )
 
@@ -241,7 +242,14 @@ class ControlService:
         credential = Credential.from_basic(backend.auth) if backend.auth else None
         if backend.registry_token:
             credential = Credential("", Secret(backend.registry_token), Kind.BEARER)
-        return self._registries.source(backend.host, backend.repo, credential, backend.scheme)
+        return self._registries.source(
+            backend.host,
+            backend.repo,
+            credential,
+            backend.scheme,
+            wire.mirrors(backend),
+            wire.proxy(backend),
+        )
 
     def _require_room(self, binding: Binding) -> None:
         limit = self._config.cache.images
@@ -369,6 +377,7 @@ class ControlService:
             requests=tally.requests,
             received_bytes=tally.received_bytes,
             bad_chunks=tally.bad_chunks,
+            given={giver.value: count for giver, count in tally.given.items()},
         )
 
 

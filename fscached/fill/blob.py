@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 READY_PAUSE_S = 0.002
 
 CHUNK_TRIES = 2
-"""How often a chunk whose bytes are wrong is fetched before its readers get EIO."""
+"""How often a chunk whose bytes are wrong is fetched before its readers get EIO. Every further
+peer that could be at fault is one more try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +231,7 @@ class OpenBlob:
             answer = await flight.fly(self.origin.source, priority, deadline_s)
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
+            self._tally.given.update(answer.given)
             if priority is Priority.DEMAND and self.blob is not None:
                 self.blob.paced(fetch, answer.seconds)
         except SourceError:
@@ -318,11 +320,18 @@ class OpenBlob:
             self.origin.source.name,
             reason,
         )
-        if tries <= CHUNK_TRIES:
+        start, end = self._remote(index)
+        elsewhere = self.origin.source.distrust(self.origin.blob_id, start, end)
+        if elsewhere or tries <= CHUNK_TRIES:
             self._spawn(self._demand(self.blob.again(index)))
         else:
             self._tries.pop(index)
             self._fail(self.blob.give_up(index, self._loop.time()))
+
+    def _remote(self, index: int) -> tuple[int, int]:
+        """Where a chunk is in the blob file."""
+        assert self._chunks is not None
+        return self._chunks.remote_offset(index), self._chunks[index].remote_end
 
     def _answered(self, numbers: list[int]) -> None:
         """Workers have answered these."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+
+from fscached.source import Giver
 
 
 @dataclass(slots=True)
@@ -22,3 +25,5 @@ class Tally:
     received_bytes: int = 0
     source_errors: int = 0
     unknown_reads: int = 0
+    given: Counter[Giver] = field(default_factory=Counter)
+    """Bytes by who gave them."""

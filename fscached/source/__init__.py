@@ -8,7 +8,8 @@ retries, whose fault an error is). What does not: chunks, digests, cache files. 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 
@@ -42,14 +43,30 @@ class SourceError(Exception):
         self.fault = fault
 
 
+class Giver(enum.StrEnum):
+    """Who gave bytes, as far as the answer tells."""
+
+    LOCAL_PEER = "local_peer"
+    """A peer on this machine that had the whole blob when it was asked."""
+    REMOTE_PEER = "remote_peer"
+    """As much, on another machine."""
+    PEER = "peer"
+    """A peer that may have had them, or asked another peer or the origin: it does not say."""
+    MIRROR = "mirror"
+    """A mirror that is no peer."""
+    ORIGIN = "origin"
+
+
 class Answer(NamedTuple):
     """Who answered a read and what it cost. `requests` counts every HTTP request sent for it,
-    retries and refused ones too; `received_bytes` every body byte, useful or not."""
+    retries and refused ones too; `received_bytes` every body byte, useful or not; `given` the
+    useful ones by who gave them."""
 
     source: str
     requests: int
     received_bytes: int
     seconds: float
+    given: Mapping[Giver, int] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -75,6 +92,11 @@ class Source(Protocol):
 
         Raises SourceError.
         """
+        ...
+
+    def distrust(self, blob_id: str, start: int, end: int) -> bool:
+        """Bytes [start, end) that it brought are not the blob's. True: who gave them is set aside,
+        and the next read of them asks somebody else."""
         ...
 
     async def close(self) -> None:

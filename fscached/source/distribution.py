@@ -250,7 +250,7 @@ class Distribution:
                 route = follow(route, response.headers["location"], 0, 0)
             elif status in RETRIED_STATUSES:
                 wait_s = retry_after_s(response.headers)
-                raise Busy(f"{route.origin} answered {status}", wait_s)
+                raise Busy(f"{route.origin} answered {status}", wait_s, route.origin)
             else:
                 return response
 

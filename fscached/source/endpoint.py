@@ -41,5 +41,5 @@ def refusal(origin: str, reply: Reply) -> SourceError:
     """What an answer of 4xx or 5xx means where nothing more is known."""
     what = f"{origin} answered {reply.status}"
     if reply.status in RETRIED_STATUSES:
-        return Busy(what, retry_after_s(reply.headers))
+        return Busy(what, retry_after_s(reply.headers), origin)
     return Refusal(what, Fault.ORIGIN)

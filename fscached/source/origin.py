@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final
 from urllib.parse import urlsplit
 
 from fscached import __version__
-from fscached.source import Fault, SourceError
+from fscached.source import Fault, Giver, SourceError
 
 USER_AGENT: Final = f"fscached/{__version__}"
 _PORTS: Final = {"http": 80, "https": 443}
@@ -19,15 +20,17 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(slots=True)
 class Traffic:
-    """What was sent and received: every HTTP request, refused ones and redirects too, and every
-    body byte, useful or not."""
+    """What was sent and received: every HTTP request, refused ones and redirects too, every body
+    byte, useful or not, and the useful bytes of blobs by who gave them."""
 
     requests: int = 0
     received_bytes: int = 0
+    given: Counter[Giver] = field(default_factory=Counter)
 
     def add(self, other: Traffic) -> None:
         self.requests += other.requests
         self.received_bytes += other.received_bytes
+        self.given.update(other.given)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ class Refusal(SourceError):
 
 
 class Busy(SourceError):
-    """The origin wants to be asked later: `retry_after_s`, 0 when it did not say."""
+    """`origin` wants to be asked later: after `retry_after_s`, 0 when it did not say."""
 
-    def __init__(self, message: str, retry_after_s: float) -> None:
+    def __init__(self, message: str, retry_after_s: float, origin: str) -> None:
         super().__init__(message, Fault.ORIGIN)
         self.retry_after_s = retry_after_s
+        self.origin = origin
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,25 +36,32 @@ class Registry:
             raise SourceError(f"{repository[:255]!r} is no name of a repository", Fault.LOCAL)
         self.name = f"{host}/{repository}"
         self.origin = origin_of(f"{scheme}://{host}")
-        self._blobs = f"{scheme}://{host}/v2/{repository}/blobs/sha256:"
+        self.base = f"{scheme}://{host}"
+        """Scheme and host as they were given: Dragonfly tells tasks apart by the URL's text."""
+        self._blobs = f"/v2/{repository}/blobs/sha256:"
         self._trust = trust
         self._authorization = Authorization(
             self.origin, host, f"repository:{repository}:pull", keychain, tokens
         )
 
-    def url(self, blob_id: str) -> str:
-        """See Endpoint."""
+    def path(self, blob_id: str) -> str:
+        """Of a blob, at the registry and its mirrors. Raises SourceError for an id that is none."""
         if not _BLOB_ID.fullmatch(blob_id):
             raise SourceError(f"{blob_id[:64]!r} is no sha256 of a blob", Fault.PROTOCOL)
         return self._blobs + blob_id
 
+    def url(self, blob_id: str) -> str:
+        """See Endpoint."""
+        return self.base + self.path(blob_id)
+
+    async def authorization(self) -> tuple[str, ...]:
+        """The header lines that let us in, as far as is known. Raises SourceError."""
+        secret = await self._authorization.header()
+        return () if secret is None else (_AUTHORIZATION + secret.reveal(),)
+
     async def request(self, route: Route, start: int, end: int, priority: Priority) -> Request:
         """See Endpoint."""
-        headers: tuple[str, ...] = ()
-        if route.origin == self.origin:
-            secret = await self._authorization.header()
-            if secret is not None:
-                headers = (_AUTHORIZATION + secret.reveal(),)
+        headers = await self.authorization() if route.origin == self.origin else ()
         return Request(route.url, headers, start, end, priority, self._trust)
 
     async def refused(self, request: Request, reply: Reply) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fscached.source import Answer, Fault, Priority, SourceError
+from fscached.source import Answer, Fault, Giver, Priority, SourceError
+from fscached.source.dragonfly import Peer
 from fscached.source.endpoint import UNAUTHORISED_STATUSES, Endpoint, refusal
 from fscached.source.origin import Traffic, origin_of
 from fscached.source.patience import Busy, Patience
 from fscached.source.redirect import REDIRECT_STATUSES, STALE_STATUSES, Route, Routes, follow
+from fscached.source.trail import Trail, Trails
 from fscached.source.transfer import Reply, Request, Transfers
 
 # What must come within each deadline (see Source.read).
@@ -29,11 +31,9 @@ _REMEDIES: Final = {
 
 @dataclass(slots=True)
 class _Read:
-    """One read on its way."""
+    """One read on its way. `asked` are the peers that had their turn since the origin had its."""
 
-    blob_id: str
-    url: str
-    position: int
+    trail: Trail[Endpoint]
     end: int
     priority: Priority
     reader: Callable[[memoryview], None]
@@ -41,14 +41,22 @@ class _Read:
     deadline_s: float
     step_bytes: int = 0
     spent: Traffic = field(default_factory=Traffic)
+    asked: set[Peer] = field(default_factory=set)
     failures: int = 0
     refusals: int = 0
     stale_routes: int = 0
     last: SourceError | None = None
 
+    @property
+    def missing(self) -> bool:
+        """Whether there are bytes that have not come."""
+        return self.trail.position < self.end
+
     def feed(self, memory: memoryview) -> None:
         """Hand on what came; the next step may take as long as this one."""
-        self.step_bytes += len(memory)
+        size = len(memory)
+        self.trail.position += size
+        self.step_bytes += size
         if self.step_bytes >= _STEP_BYTES and not self.deadline.expired():
             self.step_bytes = 0
             self.deadline.reschedule(asyncio.get_running_loop().time() + self.deadline_s)
@@ -56,28 +64,34 @@ class _Read:
 
 
 class Remote:
-    """The blobs of one endpoint. `redirect_limit_s` is how long the target of a redirect is used
-    at most, whatever its signature promises.
+    """The blobs of one endpoint, the origin, with `peers` that are asked before it.
+
+    Each read asks the peers in order, those that may be asked, each for all that is still missing;
+    then the origin; and after a pause, as `patience` says, all of them again. `redirect_limit_s` is
+    how long the target of a redirect is used at most, whatever its signature promises.
 
     `traffic` counts requests for blobs, not those for tokens (see Tokens); it may be shared.
     """
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        origin: Endpoint,
+        peers: Sequence[Peer] = (),
         *,
         transfers: Transfers,
         patience: Patience,
         redirect_limit_s: float = 300.0,
         traffic: Traffic | None = None,
     ) -> None:
-        self.name = endpoint.name
+        self.name = origin.name
         self.traffic = traffic if traffic is not None else Traffic()
-        self._endpoint = endpoint
+        self._origin = origin
+        self._peers = tuple(peers)
         self._transfers = transfers
         self._patience = patience
         self._redirect_limit_s = redirect_limit_s
         self._routes = Routes()
+        self._trails: Trails[Endpoint] = Trails()
 
     async def read(
         self,
@@ -89,11 +103,12 @@ class Remote:
         deadline_s: float,
     ) -> Answer:
         """See Source."""
-        url = self._endpoint.url(blob_id)
+        self._origin.url(blob_id)
         loop = asyncio.get_running_loop()
         began = loop.time()
         deadline = asyncio.timeout(deadline_s)
-        read = _Read(blob_id, url, start, end, priority, feed, deadline, deadline_s)
+        trail = self._trails.begin(blob_id, start)
+        read = _Read(trail, end, priority, feed, deadline, deadline_s)
         try:
             async with deadline:
                 await self._persist(read)
@@ -103,85 +118,135 @@ class Remote:
             raise self._late(read, deadline_s) from None
         finally:
             self.traffic.add(read.spent)
-        spent = read.spent
-        return Answer(self.name, spent.requests, spent.received_bytes, loop.time() - began)
+        spent, name = read.spent, trail.steps[-1][1].name
+        seconds = loop.time() - began
+        return Answer(name, spent.requests, spent.received_bytes, seconds, spent.given)
+
+    def distrust(self, blob_id: str, start: int, end: int) -> bool:
+        """See Source."""
+        now_s = asyncio.get_running_loop().time()
+        givers = self._trails.givers(blob_id, start, end)
+        liars = [peer for peer in self._peers if peer in givers]
+        for peer in liars:
+            peer.lied(now_s)
+        return bool(liars)
 
     async def close(self) -> None:
         """Nothing is this source's alone: connections are the Transfers'."""
 
     async def _persist(self, read: _Read) -> None:
         """Go on until all bytes are there or there is no hope."""
-        loop = asyncio.get_running_loop()
-        while read.position < read.end:
+        while read.missing:
+            peer = self._next_peer(read)
+            if peer is not None:
+                await self._consult(read, peer)
+                continue
             try:
-                route = self._routes.get(read.blob_id, loop.time())
-                if route is not None:
-                    await self._attempt(read, route)
-                elif await self._routes.lead(read.blob_id):
-                    await self._scout(read)
+                await self._ask_origin(read)
             except SourceError as error:
+                if isinstance(error, Busy):
+                    self._transfers.rest(error.origin, error.retry_after_s)
+                read.asked.clear()
                 await asyncio.sleep(self._weigh(read, error))
 
-    async def _scout(self, read: _Read) -> None:
-        """Ask the endpoint, go where it sends us, and let others know as soon as bytes come."""
-        try:
-            route: Route | None = Route(read.url, origin_of(read.url), 0, float("inf"))
-            while route is not None:
-                route = await self._attempt(read, route, scouting=True)
-        finally:
-            self._routes.settle(read.blob_id)
+    def _next_peer(self, read: _Read) -> Peer | None:
+        """The first that may be asked and was not."""
+        if len(read.asked) == len(self._peers):
+            return None
+        now_s = asyncio.get_running_loop().time()
+        for peer in self._peers:
+            if peer not in read.asked and peer.admit(read.trail.blob_id, now_s):
+                return peer
+        return None
 
-    async def _attempt(self, read: _Read, route: Route, *, scouting: bool = False) -> Route | None:
+    async def _consult(self, read: _Read, peer: Peer) -> None:
+        """Ask a peer for all that is missing. Whatever comes of it, others are asked next."""
+        blob_id = read.trail.blob_id
+        read.asked.add(peer)
+        try:
+            while read.missing:
+                route: Route | None = _begin(peer, blob_id)
+                while route is not None:
+                    route = await self._attempt(read, peer, route)
+        except SourceError as error:
+            read.last = error
+            peer.failed(blob_id, error, asyncio.get_running_loop().time())
+            if isinstance(error, Busy) and error.origin != peer.origin:
+                self._transfers.rest(error.origin, error.retry_after_s)
+        except BaseException:
+            peer.left()
+            raise
+        else:
+            peer.served()
+
+    async def _ask_origin(self, read: _Read) -> None:
+        """Send one request where the blob is known to be, or find out where that is."""
+        blob_id = read.trail.blob_id
+        route = self._routes.get(blob_id, asyncio.get_running_loop().time())
+        if route is not None:
+            await self._attempt(read, self._origin, route)
+        elif await self._routes.lead(blob_id):
+            await self._scout(read)
+
+    async def _scout(self, read: _Read) -> None:
+        """Go where the origin sends us, and let others know as soon as bytes come."""
+        blob_id = read.trail.blob_id
+        try:
+            route: Route | None = _begin(self._origin, blob_id)
+            while route is not None:
+                route = await self._attempt(read, self._origin, route, scouting=True)
+        finally:
+            self._routes.settle(blob_id)
+
+    async def _attempt(
+        self, read: _Read, endpoint: Endpoint, route: Route, *, scouting: bool = False
+    ) -> Route | None:
         """Send one request; returns where else to go if that is the answer.
 
         Raises SourceError, whose text is the bare reason.
         """
-        request = await self._endpoint.request(route, read.position, read.end, read.priority)
+        trail = read.trail
+        trail.step(endpoint)
+        request = await endpoint.request(route, trail.position, read.end, read.priority)
 
         def accepted() -> None:
-            self._routes.learn(read.blob_id, route)
-            self._routes.settle(read.blob_id)
+            self._routes.learn(trail.blob_id, route)
+            self._routes.settle(trail.blob_id)
 
         reply = await self._transfers.get(
             request, read.feed, read.spent, accepted if scouting else None
         )
-        read.position += reply.fed_bytes
         if reply.fed_bytes:
             read.failures = 0
+            giver = endpoint.giver(reply) if isinstance(endpoint, Peer) else Giver.ORIGIN
+            read.spent.given[giver] += reply.fed_bytes
         if reply.fault is None and reply.status in (200, 206):
             return None
-        return await self._respond(read, route, request, reply)
+        return await self._respond(read, endpoint, route, request, reply)
 
     async def _respond(
-        self, read: _Read, route: Route, request: Request, reply: Reply
+        self, read: _Read, endpoint: Endpoint, route: Route, request: Request, reply: Reply
     ) -> Route | None:
         """What to do about an answer that did not bring all bytes."""
-        status, ours = reply.status, route.origin == self._endpoint.origin
+        status, ours = reply.status, route.origin == endpoint.origin
         if reply.fault is not None:
-            self._routes.forget(read.blob_id, route)
+            self._routes.forget(read.trail.blob_id, route)
             raise SourceError(f"{route.origin}: {reply.reason}", reply.fault)
         if status in REDIRECT_STATUSES and "location" in reply.headers:
-            self._routes.forget(read.blob_id, route)
+            self._routes.forget(read.trail.blob_id, route)
             now = asyncio.get_running_loop().time()
             return follow(route, reply.headers["location"], self._redirect_limit_s, now)
         if status in STALE_STATUSES and not ours and not read.stale_routes:
             read.stale_routes += 1
-            self._routes.forget(read.blob_id, route)
-            return None
-        try:
-            if not ours:
-                raise refusal(route.origin, reply)
-            await self._refused(read, request, reply)
-        except Busy as busy:
-            self._transfers.rest(route.origin, busy.retry_after_s)
-            raise
+            self._routes.forget(read.trail.blob_id, route)
+        elif not ours:
+            raise refusal(route.origin, reply)
+        elif read.refusals == _REFUSALS_LIMIT and status in UNAUTHORISED_STATUSES:
+            raise SourceError(f"{endpoint.origin} answered {status} again", Fault.AUTH)
+        else:
+            await endpoint.refused(request, reply)
+            read.refusals += 1
         return None
-
-    async def _refused(self, read: _Read, request: Request, reply: Reply) -> None:
-        if read.refusals == _REFUSALS_LIMIT and reply.status in UNAUTHORISED_STATUSES:
-            raise SourceError(f"{self._endpoint.origin} answered {reply.status} again", Fault.AUTH)
-        await self._endpoint.refused(request, reply)
-        read.refusals += 1
 
     def _weigh(self, read: _Read, error: SourceError) -> float:
         """Seconds until the next try. Raises what the reader gets when there is none."""
@@ -199,6 +264,13 @@ class Remote:
         return self._error(read, f"{what}, at last because {read.last}", read.last.fault)
 
     def _error(self, read: _Read, what: str, fault: Fault) -> SourceError:
-        where = f"{self.name}: blob {read.blob_id[:12]}, bytes {read.position}-{read.end}"
+        where = (
+            f"{self.name}: blob {read.trail.blob_id[:12]}, bytes {read.trail.position}-{read.end}"
+        )
         remedy = _REMEDIES.get(fault, "see the text before this")
         return SourceError(f"{where}: {what} ({read.spent.requests} requests): {remedy}", fault)
+
+
+def _begin(endpoint: Endpoint, blob_id: str) -> Route:
+    url = endpoint.url(blob_id)
+    return Route(url, origin_of(url), 0, float("inf"))

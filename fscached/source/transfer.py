@@ -49,9 +49,16 @@ _LASTING: Final = {
 }
 
 
+class Pace(NamedTuple):
+    """A transfer slower than `bytes_s` for `seconds` on end has failed; 0: however slow it is."""
+
+    bytes_s: int
+    seconds: int
+
+
 class Request(NamedTuple):
     """A GET of bytes [start, end). `headers` are whole lines, `Name: value`, that were checked to
-    hold no line end."""
+    hold no line end. `proxy` is the URL of an HTTP proxy to ask through; empty: none."""
 
     url: str
     headers: tuple[str, ...]
@@ -59,6 +66,8 @@ class Request(NamedTuple):
     end: int
     priority: Priority
     trust: Trust
+    proxy: str = ""
+    pace: Pace = Pace(0, 0)
 
 
 class Reply(NamedTuple):
@@ -81,6 +90,8 @@ class _Transfer:
         self._lines: list[bytes] = []
         self._trust: Trust | None = None
         self._headers: tuple[str, ...] | None = None
+        self._proxy = ""
+        self._pace = Pace(0, 0)
         curl = self.curl = pycurl.Curl()
         for option, value in lane.options.items():
             curl.setopt(option, value)
@@ -150,6 +161,13 @@ class _Transfer:
         if request.headers != self._headers:
             self._headers = request.headers
             curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *request.headers])
+        if request.proxy != self._proxy:
+            self._proxy = request.proxy
+            curl.setopt(pycurl.PROXY, request.proxy)
+        if request.pace != self._pace:
+            self._pace = request.pace
+            curl.setopt(pycurl.LOW_SPEED_LIMIT, request.pace.bytes_s)
+            curl.setopt(pycurl.LOW_SPEED_TIME, request.pace.seconds)
         if request.trust is not self._trust:
             self._trust = request.trust
             curl.setopt(pycurl.SSL_VERIFYPEER, request.trust.verify)

@@ -12,7 +12,8 @@ import pytest
 
 from fscached import version
 from fscached.cli import main
-from fscached.config import Config, explain
+from fscached.config import Config
+from fscached.manual import explain
 
 Fscached = Callable[..., tuple[int, str, str]]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fscached import config
+from fscached import config, manual
 from fscached.config import Config, ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "docs" / "fscached.toml"
@@ -31,7 +31,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
 
 def test_the_shipped_file_is_the_defaults() -> None:
     """docs/fscached.toml is what `fscached config` prints, and reads back as the defaults."""
-    assert SHIPPED.read_text() == config.explain(Config())
+    assert SHIPPED.read_text() == manual.explain(Config())
     assert config.load(SHIPPED) == Config()
 
 
@@ -135,7 +135,7 @@ def test_what_is_explained_reads_back(path: str, registries: Any, deadline_s: fl
         source=config.Source(insecure_registries=tuple(registries)),
         fetch=config.Fetch(deadline_s=deadline_s),
     )
-    assert config.parse(config.explain(some), "f.toml") == some
+    assert config.parse(manual.explain(some), "f.toml") == some
 
 
 def test_derived_values() -> None:

@@ -92,6 +92,9 @@ class MemorySource:
             raise SourceError("memory: no bytes in time", Fault.DEADLINE) from None
         return Answer("memory", 1, len(file), 0.0)
 
+    def distrust(self, blob_id: str, start: int, end: int) -> bool:
+        return False
+
     async def close(self) -> None:
         pass
 

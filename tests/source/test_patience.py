@@ -39,7 +39,7 @@ def test_patience_without_end() -> None:
         (SourceError("", Fault.PROTOCOL), False),
         (SourceError("", Fault.LOCAL), False),
         (Refusal("", Fault.ORIGIN), False),
-        (Busy("", 0), True),
+        (Busy("", 0, ""), True),
     ],
 )
 def test_what_is_tried_again(error: SourceError, again: bool) -> None:
@@ -49,7 +49,7 @@ def test_what_is_tried_again(error: SourceError, again: bool) -> None:
 
 def test_the_server_may_ask_for_more() -> None:
     """Retry-After lengthens a pause."""
-    assert Patience().pause_after(Busy("", 7), 1) == 7
+    assert Patience().pause_after(Busy("", 7, ""), 1) == 7
 
 
 @pytest.mark.parametrize(

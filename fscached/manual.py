@@ -1,0 +1,69 @@
+"""The configuration for people: every key with its meaning, its limits and its value, as TOML."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import Meta
+
+from fscached.config import Config, Table, inner_table
+
+
+def explain(config: Config) -> str:
+    """All of it, with the values given; `config.parse` reads it back."""
+    head = "# Every setting of fscached. A key or a table that is left out has its default.\n"
+    names = config.__struct_fields__
+    return head + "".join(_explain_table(name, getattr(config, name)) for name in names)
+
+
+def _explain_table(name: str, table: Table) -> str:
+    lines = [f"\n# {(type(table).__doc__ or '').splitlines()[0]}", f"[{name}]"]
+    for field in msgspec.structs.fields(table):
+        lines.append(f"# {_meaning(field.type)}")
+        if (inner := inner_table(field.type)) is not None:
+            keys = msgspec.structs.fields(inner)
+            lines += [f"#   {key.name}: {_meaning(key.type)}" for key in keys]
+        lines.append(f"{field.name} = {_toml(getattr(table, field.name))}")
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(annotation: Any) -> str:
+    kind, meta = get_args(annotation)
+    limits = f" ({', '.join(get_args(kind))})" if get_origin(kind) is Literal else _limits(meta)
+    return f"{meta.description}{limits}"
+
+
+def _limits(meta: Meta) -> str:
+    bounds = {
+        "at least": meta.ge,
+        "more than": meta.gt,
+        "at most": meta.le,
+        "less than": meta.lt,
+        "a multiple of": meta.multiple_of,
+    }
+    said = [f"{words} {_toml(bound)}" for words, bound in bounds.items() if bound is not None]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:_}"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, Table):
+        value = {name: getattr(value, name) for name in value.__struct_fields__}
+    if isinstance(value, dict):
+        pairs = (f"{_toml_key(key)} = {_toml(inner)}" for key, inner in value.items())
+        return f"{{ {', '.join(pairs)} }}" if value else "{}"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml(key)
