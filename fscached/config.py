@@ -275,22 +275,53 @@ class Source(Table, frozen=True):
     bootstrap_limit_bytes: Annotated[
         int, Meta(ge=1 * MIB, le=4 * GIB, description="A larger bootstrap or blob meta is refused.")
     ] = 512 * MIB
+    mount_deadline_s: Annotated[
+        float,
+        Meta(gt=0, le=3600, description="For manifest and bootstrap of an image, with all tries."),
+    ] = 120.0
     insecure_registries: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
-        Meta(max_length=1024, description="host or host:port of registries without TLS (http)."),
+        Meta(
+            max_length=1024,
+            description="host or host:port of registries without TLS (http); `*`: all.",
+        ),
     ] = ()
-    ca_file: Annotated[
+    verify_tls: Annotated[
+        bool, Meta(description="Check the certificates of registries. Leave it on.")
+    ] = True
+    ca_files: Annotated[
+        tuple[Annotated[str, Meta(pattern=_ABSOLUTE)], ...],
+        Meta(max_length=64, description="PEM files of authorities to trust beside the system's."),
+    ] = ()
+    certs_directory: Annotated[
         str,
         Meta(
             pattern=_ABSOLUTE_OR_EMPTY,
-            description="PEM file of authorities to trust instead of the system's.",
+            description="As docker's /etc/docker/certs.d: HOST:PORT/*.crt are one registry's"
+            " authorities.",
         ),
     ] = ""
+    http_proxy: Annotated[
+        str,
+        Meta(
+            pattern=r"^(http://[^/@\s]+)?\Z",
+            description="http://host:port of the network's HTTP proxy; empty: none.",
+        ),
+    ] = ""
+    no_proxy: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
+        Meta(
+            max_length=1024,
+            description="Reached without it: domains, addresses, networks, each with or without"
+            " :port.",
+        ),
+    ] = ()
     docker_config: Annotated[
         str,
         Meta(
             pattern=_ABSOLUTE_OR_EMPTY,
-            description="docker's config.json with credentials; empty: only those given at mount.",
+            description="docker's config.json with credentials, or the directory of a mounted"
+            " kubernetes.io/dockerconfigjson secret; empty: none.",
         ),
     ] = ""
     mirrors: Annotated[
@@ -307,6 +338,23 @@ class Source(Table, frozen=True):
         float,
         Meta(ge=1, le=86_400, description="Who gave wrong bytes of an image is set aside so long."),
     ] = 600.0
+    credential_provider_config: Annotated[
+        str,
+        Meta(
+            pattern=_ABSOLUTE_OR_EMPTY,
+            description="kubelet's CredentialProviderConfig; empty: none.",
+        ),
+    ] = ""
+    credential_provider_directory: Annotated[
+        str,
+        Meta(pattern=_ABSOLUTE_OR_EMPTY, description="Where the programs of these providers are."),
+    ] = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.credential_provider_config) != bool(self.credential_provider_directory):
+            raise ValueError(
+                "Expected credential_provider_config and credential_provider_directory together"
+            )
 
 
 class Prefetch(Table, frozen=True):

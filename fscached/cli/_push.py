@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
 
 from fscached import config
 from fscached.failure import Failure
 from fscached.source import SourceError
 from fscached.source.auth import Tokens
 from fscached.source.distribution import Distribution
-from fscached.source.docker_config import DockerConfig
+from fscached.source.docker_config import default_path
 from fscached.source.exchange import Exchange
-from fscached.source.origin import Trust
+from fscached.source.keyring import Keyring
+from fscached.source.outlet import Outlet
 from fscached.source.patience import Patience
 from fscached.source.reference import Reference
+from fscached.source.registries import is_insecure, trust_in
 from rafs_v6.convert import Converted
 from rafs_v6.oci import Descriptor, Layout
 
@@ -40,16 +40,18 @@ def push(
 async def _push(
     converted: Converted, layout: Layout, reference: Reference, source: config.Source
 ) -> None:
+    host = reference.registry
     exchange = Exchange(
-        Trust(ca_file=source.ca_file),
+        trust_in(host, source),
         connect_timeout_s=source.connect_timeout_s,
         stall_timeout_s=ANSWER_TIMEOUT_S,
+        outlet=Outlet(source.http_proxy, source.no_proxy),
     )
     distribution = Distribution(
         exchange=exchange,
         tokens=Tokens(exchange),
-        keychain=DockerConfig(_docker_config(source.docker_config)),
-        insecure=source.insecure_registries,
+        keychain=Keyring.configured(source, docker_config=str(default_path())),
+        insecure=(host,) if is_insecure(host, source) else (),
         patience=Patience(source.retries, source.retry_pause_s, source.retry_pause_limit_s),
         manifest_limit_bytes=source.manifest_limit_bytes,
     )
@@ -67,8 +69,3 @@ async def _push(
         await distribution.push_manifest(reference, manifest.media_type, body)
     finally:
         await exchange.close()
-
-
-def _docker_config(configured: str) -> Path:
-    directory = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    return Path(configured or os.path.join(directory, "config.json"))

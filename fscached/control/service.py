@@ -172,28 +172,42 @@ class ControlService:
         )
 
     async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
-        """Manifest and bootstrap, each link verified; the image known before when the registry
-        cannot be reached."""
-        parsed = _reference(reference)
-        distribution = self._registries.distribution(_credential(credentials))
+        """The image as its registry has it; as it was known before when that cannot be reached."""
+        limit_s = self._config.source.mount_deadline_s
         try:
-            manifest = await distribution.pull_manifest(parsed)
-            digest, size, blob_ids = bootstrap_layer(msgspec.json.decode(manifest.body))
-            known = await asyncio.to_thread(self._store.find, reference)
-            if known is not None and known.manifest_digest == manifest.digest:
-                return known
-            limit = min(size, self._config.source.bootstrap_limit_bytes)
-            layer = await distribution.pull_blob(parsed, digest, limit)
-            bootstrap = await asyncio.to_thread(unpack_bootstrap, layer)
-            return await asyncio.to_thread(
-                self._store.adopt, reference, manifest.digest, bootstrap, blob_ids
+            async with asyncio.timeout(limit_s) as deadline:
+                return await self._fetch(reference, credentials)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            failure = SourceError(
+                f"{reference}: manifest and bootstrap did not come within {limit_s:g} s: check the "
+                "way from this node to the registry, or raise [source] mount_deadline_s",
+                Fault.DEADLINE,
             )
         except SourceError as error:
-            known = await asyncio.to_thread(self._store.find, reference)
-            if known is None or error.fault is not Fault.NETWORK:
-                raise
-            log.warning("%s: taken as it was known: %s", reference, error)
+            failure = error
+        known = await asyncio.to_thread(self._store.find, reference)
+        if known is None or failure.fault not in (Fault.NETWORK, Fault.DEADLINE):
+            raise failure
+        log.warning("%s: taken as it was known: %s", reference, failure)
+        return known
+
+    async def _fetch(self, reference: str, credentials: Credentials | None) -> Image:
+        """Manifest and bootstrap, each link verified."""
+        parsed = _reference(reference)
+        distribution = self._registries.distribution(parsed.registry, _credential(credentials))
+        manifest = await distribution.pull_manifest(parsed)
+        digest, size, blob_ids = bootstrap_layer(msgspec.json.decode(manifest.body))
+        known = await asyncio.to_thread(self._store.find, reference)
+        if known is not None and known.manifest_digest == manifest.digest:
             return known
+        limit = min(size, self._config.source.bootstrap_limit_bytes)
+        layer = await distribution.pull_blob(parsed, digest, limit)
+        bootstrap = await asyncio.to_thread(unpack_bootstrap, layer)
+        return await asyncio.to_thread(
+            self._store.adopt, reference, manifest.digest, bootstrap, blob_ids
+        )
 
     def _image(self, binding: Binding) -> Image:
         """The image of a binding, from the local disk. Raises OSError, ImageError."""

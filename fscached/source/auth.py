@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import random
 import re
 from dataclasses import dataclass
 from enum import Enum
@@ -30,6 +31,10 @@ TOKEN_LIFE_LIMIT_S: Final = 24 * 3600.0
 TOKENS_LIMIT: Final = 4096
 # A token is renewed, while it is still used, this long or a quarter of its life before its end.
 RENEWAL_MARGIN_S: Final = 20.0
+# Up to this part of its life earlier: tokens that were fetched together are not renewed together.
+_RENEWAL_JITTER: Final = 0.1
+# A renewal ahead of time that failed is tried again after this, while the token is still good.
+RENEWAL_PAUSE_S: Final = 5.0
 _CHALLENGE_LIMIT: Final = 8 << 10
 
 _TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -102,8 +107,11 @@ class Credential:
 class Keychain(Protocol):
     """Where credentials come from."""
 
-    async def find(self, host: str) -> Credential | None:
-        """The credential for `host[:port]`, None when there is none. Raises SourceError."""
+    async def find(self, image: str) -> Credential | None:
+        """The credential for `host[:port]/repository`, None when there is none.
+
+        Raises SourceError.
+        """
         ...
 
 
@@ -113,7 +121,7 @@ class FixedCredential:
     def __init__(self, credential: Credential | None) -> None:
         self.credential = credential
 
-    async def find(self, host: str) -> Credential | None:
+    async def find(self, image: str) -> Credential | None:
         return self.credential
 
 
@@ -256,15 +264,15 @@ class Tokens:
 class Authorization:
     """What to send to one registry for one scope, kept fresh.
 
-    The first request goes without; the 401 says what is wanted. `registry` is its origin, `host`
-    its name in the keychain.
+    The first request goes without; the 401 says what is wanted. `registry` is its origin, `image`
+    the name in the keychain: `host[:port]/repository`.
     """
 
     def __init__(
-        self, registry: str, host: str, scope: str, keychain: Keychain, tokens: Tokens
+        self, registry: str, image: str, scope: str, keychain: Keychain, tokens: Tokens
     ) -> None:
         self._registry = registry
-        self._host = host
+        self._image = image
         self._scope = scope
         self._keychain = keychain
         self._tokens = tokens
@@ -317,19 +325,24 @@ class Authorization:
     async def _replace(self, challenge: Challenge, stale: Secret | None) -> None:
         try:
             token = await self._obtain(challenge, stale)
+        except SourceError:
+            pause_s = RENEWAL_PAUSE_S * random.uniform(1, 2)
+            now = asyncio.get_running_loop().time()
+            self._renew_at = max(self._renew_at, min(now + pause_s, self._expires_at))
+            raise
         finally:
             self._renewal = None
         self._challenge = challenge
         self._header, self._renew_at, self._expires_at = token
 
     async def _obtain(self, challenge: Challenge, stale: Secret | None) -> Token:
-        credential = await self._keychain.find(self._host)
+        credential = await self._keychain.find(self._image)
         if credential is not None and credential.kind is Kind.BEARER:
             token = _lasting(f"Bearer {credential.secret.reveal()}")
         elif challenge.scheme == "basic":
             if credential is None:
                 raise SourceError(
-                    f"{self._registry} wants a login and there is none for {self._host}: "
+                    f"{self._registry} wants a login and there is none for {self._image}: "
                     "run `docker login` or give a credential with the image",
                     Fault.AUTH,
                 )
@@ -340,7 +353,7 @@ class Authorization:
             )
         if token.header == stale and token.expires_at == float("inf"):
             raise SourceError(
-                f"{self._registry} refuses the credential for {self._host}: "
+                f"{self._registry} refuses the credential for {self._image}: "
                 "log in again or check its rights",
                 Fault.AUTH,
             )
@@ -406,5 +419,5 @@ def _read_token(response: Response, server: str, asked_at: float) -> Token:
         raise SourceError(f"token server {server} answered without a token", Fault.PROTOCOL)
     life_s = TOKEN_LIFE_S if answer.expires_in is None else answer.expires_in
     life_s = min(max(life_s, 0.0), TOKEN_LIFE_LIMIT_S)
-    margin_s = min(RENEWAL_MARGIN_S, life_s / 4)
+    margin_s = min(RENEWAL_MARGIN_S, life_s / 4) + life_s * random.uniform(0, _RENEWAL_JITTER)
     return Token(Secret(f"Bearer {token}"), asked_at + life_s - margin_s, asked_at + life_s)

@@ -260,7 +260,8 @@ class Distribution:
         if known is None:
             registry = origin_of(self._registry(reference))
             scope = f"repository:{repository}:{actions}"
-            known = Authorization(registry, host, scope, self._keychain, self._tokens)
+            image = f"{host}/{repository}"
+            known = Authorization(registry, image, scope, self._keychain, self._tokens)
             self._authorizations[host, repository, actions] = known
         return known
 

@@ -7,19 +7,21 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import msgspec
 
 from fscached.source import Fault, SourceError
 from fscached.source.auth import Credential, Kind, Secret
+from fscached.source.image_pattern import canonical, fitting
+from fscached.source.plugin import ask
 
 FILE_LIMIT_BYTES: Final = 1 << 20
-HELPER_LIMIT_BYTES: Final = 64 << 10
 HELPER_TIMEOUT_S: Final = 10.0
+# In a directory, the first of these: a mounted secret's (kubernetes.io/dockerconfigjson), docker's.
+FILE_NAMES: Final = (".dockerconfigjson", "config.json")
 _HELPER: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-# Docker Hub has three names for its hosts and a fourth for its key.
-_HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+_HUB: Final = "docker.io"
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 
 
@@ -49,7 +51,8 @@ class HelperAnswer(msgspec.Struct, rename="pascal"):
 
 
 class DockerConfig:
-    """A keychain that reads its file anew for every question; a file that is not there is empty.
+    """A keychain that reads its file anew for every question, so a new login or a secret that was
+    replaced is seen at once. `path` is the file or its directory; what is not there is empty.
 
     Helpers are run with a time limit of `helper_timeout_s` seconds.
     """
@@ -58,25 +61,32 @@ class DockerConfig:
         self._path = path
         self._helper_timeout_s = helper_timeout_s
 
-    async def find(self, host: str) -> Credential | None:
-        """The credential for `host[:port]`. Raises SourceError (LOCAL)."""
+    async def find(self, image: str) -> Credential | None:
+        """The credential for `host[:port]/repository`; of several entries that cover it, the most
+        particular one that has any. Raises SourceError (LOCAL)."""
         document = await asyncio.to_thread(self._read)
-        for key in _keys(host):
-            if helper := document.cred_helpers.get(key):
+        host = image.partition("/")[0]
+        for key, helper in document.cred_helpers.items():
+            if canonical(key) == canonical(host):
                 return await self._ask(helper, key)
+        keys = fitting(document.auths, image)
         if document.creds_store:
-            for key in _keys(host):
-                if key in document.auths:
-                    return await self._ask(document.creds_store, key)
-            return await self._ask(document.creds_store, _keys(host)[0])
-        for key in _keys(host):
-            if entry := document.auths.get(key):
-                return self._credential(entry, key)
+            key = _HUB_KEY if canonical(host) == _HUB else host
+            return await self._ask(document.creds_store, keys[0] if keys else key)
+        for key in keys:
+            if credential := self._credential(document.auths[key], key):
+                return credential
         return None
+
+    def _file(self) -> Path:
+        if not self._path.is_dir():
+            return self._path
+        files = [self._path / name for name in FILE_NAMES]
+        return next((file for file in files if file.exists()), files[0])
 
     def _read(self) -> Document:
         try:
-            with self._path.open("rb") as file:
+            with self._file().open("rb") as file:
                 text = file.read(FILE_LIMIT_BYTES + 1)
         except FileNotFoundError:
             return Document()
@@ -110,8 +120,7 @@ class DockerConfig:
             raise self._fault(f"{helper[:64]!r} is no name of a credential helper")
         program = f"docker-credential-{helper}"
         try:
-            async with asyncio.timeout(self._helper_timeout_s):
-                status, output = await _run(program, key)
+            status, output = await ask((program, "get"), key.encode(), self._helper_timeout_s)
         except TimeoutError:
             raise self._fault(f"{program} took over {self._helper_timeout_s:g} s") from None
         except OSError as error:
@@ -145,47 +154,3 @@ def _candidates() -> Iterator[Path]:
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         yield Path(runtime) / "containers" / "auth.json"
     yield home / ".config" / "containers" / "auth.json"
-
-
-def _keys(host: str) -> list[str]:
-    """The keys under which a host's entry may be found, the likeliest first."""
-    if host in _HUB_HOSTS:
-        return [_HUB_KEY, *sorted(_HUB_HOSTS)]
-    bare = [host, f"https://{host}", f"http://{host}"]
-    return bare + [f"{key}{path}" for key in bare for path in ("/", "/v1/", "/v2/")]
-
-
-class _Helper(asyncio.SubprocessProtocol):
-    """Collects what a helper prints, up to the limit: one that prints more is ended."""
-
-    def __init__(self) -> None:
-        self.output = bytearray()
-        self.ended = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        self.output += data
-        if len(self.output) > HELPER_LIMIT_BYTES:
-            self._transport.close()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        if not self.ended.done():
-            self.ended.set_result(None)
-
-
-async def _run(program: str, key: str) -> tuple[int | None, bytes]:
-    """Status and output; the status of a helper that was ended is not 0."""
-    loop = asyncio.get_running_loop()
-    transport, helper = await loop.subprocess_exec(
-        _Helper, program, "get", stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        stdin = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
-        stdin.write(key.encode())
-        stdin.close()
-        await helper.ended
-        return transport.get_returncode(), bytes(helper.output)
-    finally:
-        transport.close()  # kills it, if it still runs

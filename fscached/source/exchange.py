@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fscached.source import Fault, SourceError
 from fscached.source.origin import USER_AGENT, Traffic, Trust, origin_of
+from fscached.source.outlet import Outlet
+from fscached.source.patience import retry_after_s
+from fscached.source.respite import Respites
 
 if TYPE_CHECKING:
     import httpx
@@ -25,15 +28,26 @@ class Response(NamedTuple):
 class Exchange:
     """One request, one bounded response; no redirects, no cookies, no proxies of the environment.
 
-    httpx is imported with the first request: it costs 70 ms and a daemon of local images needs
-    none.
+    An origin that answers with Retry-After is left alone by all who share `respites`. httpx is
+    imported with the first request: it costs 70 ms and a daemon of local images needs none.
     """
 
-    def __init__(self, trust: Trust, *, connect_timeout_s: float, stall_timeout_s: float) -> None:
+    def __init__(
+        self,
+        trust: Trust,
+        *,
+        connect_timeout_s: float,
+        stall_timeout_s: float,
+        outlet: Outlet | None = None,
+        respites: Respites | None = None,
+    ) -> None:
         self._trust = trust
         self._connect_timeout_s = connect_timeout_s
         self._stall_timeout_s = stall_timeout_s
-        self._client: httpx.AsyncClient | None = None
+        self._outlet = outlet or Outlet()
+        self._respites = respites or Respites()
+        self._clients: dict[str, httpx.AsyncClient] = {}
+        """By the proxy they go through."""
 
     async def send(
         self,
@@ -50,7 +64,9 @@ class Exchange:
         Raises SourceError: NETWORK when it broke, PROTOCOL when the body is over `limit_bytes`.
         """
         origin = origin_of(url)
-        client = self._client or await self._connect()
+        await self._respites.over(url)
+        proxy = self._outlet.of(url)
+        client = self._clients.get(proxy) or await self._connect(proxy)
         import httpx
 
         try:
@@ -60,27 +76,30 @@ class Exchange:
                 traffic.requests += 1
                 body = await self._body(response, origin, traffic, limit_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
-            raise SourceError(f"{origin}: {_explain(error)}", Fault.NETWORK) from None
+            through = f" through proxy {proxy}" if proxy else ""
+            raise SourceError(f"{origin}{through}: {_explain(error)}", Fault.NETWORK) from None
+        self._respites.grant(origin, retry_after_s(response.headers))
         return Response(response.status_code, dict(response.headers), body)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._client is not None:
-            await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
-    async def _connect(self) -> httpx.AsyncClient:
+    async def _connect(self, proxy: str) -> httpx.AsyncClient:
         tls = await asyncio.to_thread(self._tls)
-        if self._client is None:
+        if proxy not in self._clients:
             import httpx
 
-            self._client = httpx.AsyncClient(
+            self._clients[proxy] = httpx.AsyncClient(
                 verify=tls,
+                proxy=proxy or None,
                 trust_env=False,
                 follow_redirects=False,
                 headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
                 timeout=httpx.Timeout(self._stall_timeout_s, connect=self._connect_timeout_s),
             )
-        return self._client
+        return self._clients[proxy]
 
     def _tls(self) -> ssl.SSLContext:
         """Reading the authorities and httpx itself takes long: not on the event loop."""

@@ -7,7 +7,8 @@ import os
 import ssl
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -35,21 +36,47 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Trust:
-    """Which servers to believe: those the system's authorities vouch for, those of `ca_file` (PEM)
-    instead, or, with `verify` off, any."""
+    """Which servers to believe: those that the system's authorities or those of `ca_files` (PEM)
+    vouch for, or, with `verify` off, any."""
 
     verify: bool = True
-    ca_file: str = ""
+    ca_files: tuple[str, ...] = ()
 
     @cached_property
     def bundle(self) -> str:
-        """Path of the PEM file of authorities. pycurl's wheels come without any."""
-        system = ssl.get_default_verify_paths().cafile
-        if self.ca_file or (system and os.path.isfile(system)):
-            return self.ca_file or str(system)
-        import certifi
+        """Path of one PEM file with all authorities. Raises SourceError (LOCAL)."""
+        system = _system_bundle()
+        return _joined(system, self.ca_files) if self.ca_files else system
 
-        return certifi.where()
+
+@cache
+def _system_bundle() -> str:
+    """pycurl's wheels come without any."""
+    system = ssl.get_default_verify_paths().cafile
+    if system and os.path.isfile(system):
+        return system
+    import certifi
+
+    return certifi.where()
+
+
+@cache
+def _joined(system: str, ca_files: tuple[str, ...]) -> str:
+    """A file in memory. curl remembers authorities by their path: it is never given to others."""
+    texts = [Path(system).read_bytes()]
+    for path in ca_files:
+        try:
+            texts.append(Path(path).read_bytes())
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except OSError as error:  # an SSLError is one
+            reason = "no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+            raise SourceError(
+                f"{path}: {reason}: name a PEM file of authorities", Fault.LOCAL
+            ) from None
+    fd = os.memfd_create("authorities")
+    with open(fd, "wb", closefd=False) as file:
+        file.write(b"\n".join(texts))
+    return f"/proc/self/fd/{fd}"
 
 
 def origin_of(url: str) -> str:

@@ -14,7 +14,7 @@ _NAME_LIMIT: Final = 255
 _PART: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 REPOSITORY: Final = re.compile(rf"{_PART}(?:/{_PART})*")
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
-_HOST: Final = re.compile(
+HOST: Final = re.compile(
     rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9A-Fa-f:.]{{2,45}}\])(?::[0-9]{{1,5}})?"
 )
 _TAG: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
@@ -46,7 +46,7 @@ class Reference:
         if host == DEFAULT_HOST and "/" not in repository:
             repository = f"library/{repository}"
         if (
-            not _HOST.fullmatch(host)
+            not HOST.fullmatch(host)
             or not REPOSITORY.fullmatch(repository)
             or len(host) + 1 + len(repository) > _NAME_LIMIT
             or (colon and not _TAG.fullmatch(tag))

@@ -6,26 +6,37 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
 from fscached import config
 from fscached.config import Config, Mirror, Proxy
-from fscached.source import SourceError
+from fscached.source import Fault, SourceError
 from fscached.source.auth import Credential, FixedCredential, Keychain, Tokens
 from fscached.source.distribution import Distribution
-from fscached.source.docker_config import DockerConfig
 from fscached.source.dragonfly import Peer, Way
 from fscached.source.endpoint import Endpoint
 from fscached.source.exchange import Exchange
 from fscached.source.health import Health, Watch
+from fscached.source.keyring import Keyring
 from fscached.source.origin import Traffic, Trust, scheme_of
+from fscached.source.outlet import Outlet
 from fscached.source.patience import Patience
+from fscached.source.reference import HOST
 from fscached.source.registry import Registry
 from fscached.source.remote import Remote
+from fscached.source.respite import Respites
 from fscached.source.transfer import Transfers
 
 PING_LIMIT_BYTES: Final = 64 << 10
+
+
+class _Access(NamedTuple):
+    """The control plane of those who trust the same authorities; a token is never shared with
+    others."""
+
+    exchange: Exchange
+    tokens: Tokens
 
 
 class Registries:
@@ -34,19 +45,19 @@ class Registries:
     def __init__(self, settings: Config) -> None:
         source = settings.source
         self._config = source
-        self._trust = Trust(ca_file=source.ca_file)
-        self._exchange = Exchange(
-            self._trust,
-            connect_timeout_s=source.connect_timeout_s,
-            stall_timeout_s=source.stall_timeout_s,
-        )
-        self._tokens = Tokens(self._exchange)
+        self._trust = Trust(source.verify_tls, source.ca_files)
+        self._outlet = Outlet(source.http_proxy, source.no_proxy)
+        self._respites = Respites()
+        self._access: dict[Trust, _Access] = {}
+        self._keyring = Keyring.configured(source)
         self._transfers = Transfers(
             demand_connections=source.demand_connections,
             prefetch_connections=source.prefetch_connections,
             connect_timeout_s=source.connect_timeout_s,
             stall_timeout_s=source.stall_timeout_s,
             prefetch_quiet_s=settings.prefetch.quiet_s,
+            outlet=self._outlet,
+            respites=self._respites,
         )
         self._watches: WeakValueDictionary[str, Watch] = WeakValueDictionary()
         """One for each peer that a source or a read knows of."""
@@ -62,19 +73,24 @@ class Registries:
         scheme: str = "",
         mirrors: tuple[Mirror, ...] = (),
         proxy: Proxy | None = None,
+        *,
+        verify: bool = True,
+        ca_files: Sequence[str] = (),
     ) -> Remote:
         """A repository to read ranges from, asked of mirrors and proxy first: those given, or those
         of the configuration. Its tries end with the deadline of each read.
 
-        Raises SourceError for names that are none.
+        `verify` off and `ca_files` are this image's own, beside what is configured. Raises
+        SourceError for names that are none, and for files of authorities that are none.
         """
+        trust = trust_in(host, self._config, verify=verify, ca_files=ca_files)
         registry = Registry(
             host,
             repository,
-            scheme=scheme or scheme_of(host, host in self._config.insecure_registries),
-            tokens=self._tokens,
+            scheme=scheme or scheme_of(host, is_insecure(host, self._config)),
+            tokens=self._entrance(trust).tokens,
             keychain=self._keychain(credential),
-            trust=self._trust,
+            trust=trust,
         )
         peers = [self._mirror(registry, mirror) for mirror in mirrors or self._config.mirrors]
         proxy = proxy if proxy is not None else self._config.proxy
@@ -85,13 +101,17 @@ class Registries:
             return self._remote(proxied, peers)
         return self._remote(registry, [*peers, proxied])
 
-    def distribution(self, credential: Credential | None) -> Distribution:
-        """For manifests and bootstraps, with a few tries each."""
+    def distribution(self, host: str, credential: Credential | None) -> Distribution:
+        """For manifests and bootstraps of one registry, with a few tries each.
+
+        Raises SourceError as `source` does.
+        """
+        access = self._entrance(trust_in(host, self._config))
         return Distribution(
-            exchange=self._exchange,
-            tokens=self._tokens,
+            exchange=access.exchange,
+            tokens=access.tokens,
             keychain=self._keychain(credential),
-            insecure=self._config.insecure_registries,
+            insecure=(host,) if is_insecure(host, self._config) else (),
             patience=self._patience(self._config.retries),
             manifest_limit_bytes=self._config.manifest_limit_bytes,
             traffic=self.traffic,
@@ -102,7 +122,20 @@ class Registries:
         for watch in list(self._watches.values()):
             await watch.close()
         await self._transfers.close()
-        await self._exchange.close()
+        for access in self._access.values():
+            await access.exchange.close()
+
+    def _entrance(self, trust: Trust) -> _Access:
+        if trust not in self._access:
+            exchange = Exchange(
+                trust,
+                connect_timeout_s=self._config.connect_timeout_s,
+                stall_timeout_s=self._config.stall_timeout_s,
+                outlet=self._outlet,
+                respites=self._respites,
+            )
+            self._access[trust] = _Access(exchange, Tokens(exchange))
+        return self._access[trust]
 
     def _mirror(self, registry: Registry, mirror: Mirror) -> Peer:
         way = Way(
@@ -128,7 +161,8 @@ class Registries:
             timeout_s=proxy.timeout_s,
             lie_pause_s=self._config.distrust_s,
         )
-        trust = Trust(ca_file=proxy.ca_file) if proxy.ca_file else self._trust
+        own = (proxy.ca_file,) if proxy.ca_file else ()
+        trust = Trust(self._trust.verify, (*self._trust.ca_files, *own))
         return Peer(registry, way, self._watch(proxy.url, proxy), trust)
 
     def _watch(self, name: str, settings: config.Peer) -> Watch:
@@ -153,7 +187,7 @@ class Registries:
         """Whether somebody is at home: nydusd too takes anything below 500, a 401 among it. A
         wrong path does no harm: reads have the last word."""
         try:
-            answer = await self._exchange.send(
+            answer = await self._entrance(self._trust).exchange.send(
                 "GET", url, {}, self._pings, limit_bytes=PING_LIMIT_BYTES
             )
         except SourceError:
@@ -170,9 +204,30 @@ class Registries:
         )
 
     def _keychain(self, credential: Credential | None) -> Keychain:
-        if credential is None and self._config.docker_config:
-            return DockerConfig(Path(self._config.docker_config))
-        return FixedCredential(credential)
+        return self._keyring if credential is None else FixedCredential(credential)
 
     def _patience(self, retries: int) -> Patience:
         return Patience(retries, self._config.retry_pause_s, self._config.retry_pause_limit_s)
+
+
+def trust_in(
+    host: str, source: config.Source, *, verify: bool = True, ca_files: Sequence[str] = ()
+) -> Trust:
+    """Whom to believe as the registry `host[:port]`: the system's authorities, the configured
+    ones, those of its own directory as docker has them (`HOST/*.crt`), and those given.
+
+    Raises SourceError (LOCAL).
+    """
+    if not HOST.fullmatch(host):
+        raise SourceError(f"{host[:255]!r} is no name of a registry", Fault.LOCAL)
+    own: list[str] = []
+    if source.certs_directory:
+        own = sorted(map(str, Path(source.certs_directory, host).glob("*.crt")))
+    trust = Trust(verify and source.verify_tls, (*source.ca_files, *own, *ca_files))
+    _ = trust.bundle  # a file that is none is an error now, not at the first read
+    return trust
+
+
+def is_insecure(host: str, source: config.Source) -> bool:
+    """Whether `host[:port]` is configured to be spoken to without TLS."""
+    return not {host, "*"}.isdisjoint(source.insecure_registries)

@@ -41,7 +41,7 @@ class Registry:
         self._blobs = f"/v2/{repository}/blobs/sha256:"
         self._trust = trust
         self._authorization = Authorization(
-            self.origin, host, f"repository:{repository}:pull", keychain, tokens
+            self.origin, self.name, f"repository:{repository}:pull", keychain, tokens
         )
 
     def path(self, blob_id: str) -> str:

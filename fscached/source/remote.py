@@ -217,7 +217,7 @@ class Remote:
             request, read.feed, read.spent, accepted if scouting else None
         )
         if reply.fed_bytes:
-            read.failures = 0
+            read.failures = read.refusals = read.stale_routes = 0
             giver = endpoint.giver(reply) if isinstance(endpoint, Peer) else Giver.ORIGIN
             read.spent.given[giver] += reply.fed_bytes
         if reply.fault is None and reply.status in (200, 206):

@@ -17,7 +17,9 @@ import pycurl
 
 from fscached.source import Fault, Priority, SourceError
 from fscached.source.content_range import RangeError, promised_bytes
-from fscached.source.origin import USER_AGENT, Traffic, Trust, origin_of
+from fscached.source.origin import USER_AGENT, Traffic, Trust
+from fscached.source.outlet import Outlet
+from fscached.source.respite import Respites
 
 # Bodies of refusals are read up to this so that the connection can be used again.
 DRAIN_LIMIT_BYTES: Final = 64 << 10
@@ -33,7 +35,7 @@ _OPTIONS: Final[dict[int, Any]] = {
     pycurl.BUFFERSIZE: RECEIVE_BYTES,
     pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
     pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
-    pycurl.PROXY: "",
+    pycurl.NOPROXY: "",  # not the environment's
     pycurl.TCP_KEEPALIVE: 1,
     pycurl.USERAGENT: USER_AGENT,
 }
@@ -90,7 +92,7 @@ class _Transfer:
         self._lines: list[bytes] = []
         self._trust: Trust | None = None
         self._headers: tuple[str, ...] | None = None
-        self._proxy = ""
+        self._proxy: str | None = None
         self._pace = Pace(0, 0)
         curl = self.curl = pycurl.Curl()
         for option, value in lane.options.items():
@@ -161,9 +163,9 @@ class _Transfer:
         if request.headers != self._headers:
             self._headers = request.headers
             curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *request.headers])
-        if request.proxy != self._proxy:
-            self._proxy = request.proxy
-            curl.setopt(pycurl.PROXY, request.proxy)
+        if (proxy := request.proxy or self._lane.outlet.of(request.url)) != self._proxy:
+            self._proxy = proxy
+            curl.setopt(pycurl.PROXY, proxy)
         if request.pace != self._pace:
             self._pace = request.pace
             curl.setopt(pycurl.LOW_SPEED_LIMIT, request.pace.bytes_s)
@@ -233,9 +235,10 @@ class _Transfer:
 class _Lane:
     """The connections of one priority: a curl multi handle on the event loop."""
 
-    def __init__(self, connections: int, options: dict[int, Any]) -> None:
+    def __init__(self, connections: int, options: dict[int, Any], outlet: Outlet) -> None:
         self.loop = asyncio.get_running_loop()
         self.options = options
+        self.outlet = outlet
         self.slots = asyncio.Semaphore(connections)
         self.held = False
         self.running: dict[pycurl.Curl, _Transfer] = {}
@@ -341,13 +344,17 @@ class Transfers:
         stall_timeout_s: float = 10.0,
         prefetch_quiet_s: float = 0.02,
         prefetch_window_bytes: int = 128 << 10,
+        outlet: Outlet | None = None,
+        respites: Respites | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         options = _OPTIONS | {pycurl.CONNECTTIMEOUT_MS: round(connect_timeout_s * 1000)}
         window_bytes = max(prefetch_window_bytes // prefetch_connections, _WINDOW_LEAST_BYTES)
         narrow = partial(_set_window, window_bytes)
-        self._demand = _Lane(demand_connections, options)
-        self._prefetch = _Lane(prefetch_connections, options | {pycurl.SOCKOPTFUNCTION: narrow})
+        outlet = outlet or Outlet()
+        self._demand = _Lane(demand_connections, options, outlet)
+        options |= {pycurl.SOCKOPTFUNCTION: narrow}
+        self._prefetch = _Lane(prefetch_connections, options, outlet)
         self._stall_timeout_s = stall_timeout_s
         self._stall_timer: asyncio.TimerHandle | None = None
         self._quiet_s = prefetch_quiet_s
@@ -356,7 +363,7 @@ class Transfers:
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._demand_ended_at = 0.0
         self._demanding = 0
-        self._resting: dict[str, float] = {}
+        self._respites = respites or Respites()
         self._closed = False
 
     async def get(
@@ -371,8 +378,7 @@ class Transfers:
         `accepted` is called once before the first of them. What was spent is added to `traffic`
         also when it is cancelled. Raises what `feed` raises, and SourceError once closed.
         """
-        if self._resting:
-            await self._rest(request.url)
+        await self._respites.over(request.url)
         if request.priority is Priority.DEMAND:
             self._begin_demand()
             try:
@@ -387,9 +393,7 @@ class Transfers:
 
     def rest(self, origin: str, pause_s: float) -> None:
         """Send nothing to an origin for a while: it said Retry-After."""
-        if pause_s > 0:
-            until = self._loop.time() + pause_s
-            self._resting[origin] = max(until, self._resting.get(origin, 0.0))
+        self._respites.grant(origin, pause_s)
 
     async def close(self) -> None:
         """End what is under way and close all connections."""
@@ -422,14 +426,6 @@ class Transfers:
                 transfer.curl.close()
             else:
                 lane.idle.append(transfer)
-
-    async def _rest(self, url: str) -> None:
-        origin = origin_of(url)
-        while (until := self._resting.get(origin)) is not None:
-            if (left_s := until - self._loop.time()) > 0:
-                await asyncio.sleep(left_s)
-            else:
-                del self._resting[origin]
 
     def _begin_demand(self) -> None:
         self._demanding += 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fscached.config import Cache, Config
+from fscached.config import Cache, Config, Source
 from fscached.control import entry
 from fscached.control.http import ApiError
 from fscached.control.messages import Credentials
@@ -20,12 +20,14 @@ from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.handover import Handover
 from fscached.images import Images
+from fscached.source import SourceError
 from fscached.source.registries import Registries
 from fscached.store import Store
 from fscached.transport import ObjectKey
 from tests.fake_kernel import FakeKernel
 from tests.fill.conftest import settled, until
 from tests.rafs_v6.trees import Built, build, directory, regular
+from tests.source.faulty import Seen, answer, faulty_server, head, silence
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,8 +42,15 @@ def built() -> Built:
 class Node:
     """One daemon, without its device and its socket."""
 
-    def __init__(self, directory: Path, handover: Handover, images: int = 2048) -> None:
-        config = Config(cache=Cache(directory=str(directory / "cache"), images=images))
+    def __init__(
+        self,
+        directory: Path,
+        handover: Handover,
+        images: int = 2048,
+        source: Source = Source(),  # noqa: B008 - frozen
+    ) -> None:
+        cache = Cache(directory=str(directory / "cache"), images=images)
+        config = Config(cache=cache, source=source)
         self.kernel = FakeKernel()
         self.store = Store(directory / "state")
         self.images = Images(
@@ -217,6 +226,39 @@ async def test_no_reference_no_image(tmp_path):
     with pytest.raises(ApiError) as error:
         await node.service.add_image("127.0.0.1:1/UPPER", None)
     assert error.value.status == HTTPStatus.BAD_REQUEST
+    await node.close()
+
+
+async def trickle(_: Seen, writer: asyncio.StreamWriter) -> None:
+    """A byte now and then, so that no timeout for silence ends it."""
+    writer.write(head(200, {"Content-Length": "1000"}))
+    while True:
+        writer.write(b"{")
+        await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (None, "127.0.0.1:.*ConnectError"),
+        (silence(), "within 0.3 s.*mount_deadline_s"),
+        (trickle, "within 0.3 s.*mount_deadline_s"),
+        (answer(503), "answered 503"),
+        (answer(429, {"Retry-After": "60"}), "within 0.3 s"),
+    ],
+    ids=["away", "silent", "a trickle", "in trouble", "busy"],
+)
+async def test_a_source_out_of_reach(tmp_path, trouble, says):
+    """A mount fails within its deadline, says why, and leaves nothing registered."""
+    source = Source(mount_deadline_s=0.3, retries=2, retry_pause_s=0.01)
+    node = Node(tmp_path, handover := Handover(), source=source)
+    async with faulty_server(b"") as server:
+        server.default = trouble or answer(200)
+        host = server.host if trouble else "127.0.0.1:1"
+        with pytest.raises(SourceError, match=says):
+            await node.service.add_image(f"{host}/app:1", None)
+    assert node.service.images() == [] and len(node.images) == 0
+    assert not handover.load()
     await node.close()
 
 

@@ -255,7 +255,7 @@ async def test_a_token_is_renewed_before_its_end(monkeypatch: pytest.MonkeyPatch
     exchange = FakeExchange(*(grant(f"t{n}", expires_in=100) for n in range(3)))
     gate = authorization(exchange)
     await gate.refused(bearer(), None)
-    shift_s = 70
+    shift_s = 65
     assert await gate.header() == Secret("Bearer t0") and len(exchange.asked) == 1
     shift_s = 81
     assert await gate.header() == Secret("Bearer t0")
@@ -264,6 +264,43 @@ async def test_a_token_is_renewed_before_its_end(monkeypatch: pytest.MonkeyPatch
     shift_s = 300
     assert await gate.header() == Secret("Bearer t2")
     assert len(exchange.asked) == 3
+
+
+@pytest.mark.asyncio
+async def test_renewals_do_not_line_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that were fetched together are renewed up to a tenth of their lives apart."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+    moments = []
+    for _ in range(20):
+        gate = authorization(FakeExchange(grant(expires_in=3600)))
+        await gate.refused(bearer(), None)
+        moments.append(gate._renew_at - now)
+    assert 3600 * 0.9 - 20 <= min(moments) < max(moments) <= 3600 - 20
+
+
+@pytest.mark.asyncio
+async def test_a_failed_renewal_is_not_tried_with_every_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the old token is good a token server in trouble is left alone for some seconds."""
+    loop, shift_s = asyncio.get_running_loop(), 0.0
+    clock = loop.time
+    monkeypatch.setattr(loop, "time", lambda: clock() + shift_s)
+    exchange = FakeExchange(grant("t0", expires_in=100), b"down", grant("t1", expires_in=100))
+    gate = authorization(exchange)
+    await gate.refused(bearer(), None)
+    shift_s = 81
+    await gate.header()
+    await settled()
+    for shift_s in (82, 83, 84):  # noqa: B007 - the clock reads it
+        assert await gate.header() == Secret("Bearer t0")
+    assert len(exchange.asked) == 2
+    shift_s = 93
+    assert await gate.header() == Secret("Bearer t0")
+    await settled()
+    assert await gate.header() == Secret("Bearer t1")
 
 
 @pytest.mark.asyncio

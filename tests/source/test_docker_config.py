@@ -56,9 +56,41 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 async def test_hosts(tmp_path: Path, key: str, host: str) -> None:
     """An entry is found under every name docker writes, and only for its host."""
     keychain = config(tmp_path, auths={key: {"auth": ENCODED}})
-    assert await keychain.find(host) == ALICE
-    assert await keychain.find("other.org") is None
-    assert await keychain.find(f"{host}.evil.org") is None
+    assert await keychain.find(f"{host}/a/b") == ALICE
+    assert await keychain.find("other.org/a/b") is None
+    assert await keychain.find(f"{host}.evil.org/a/b") is None
+
+
+@pytest.mark.asyncio
+async def test_a_repository_has_its_own(tmp_path: Path) -> None:
+    """podman's and Kubernetes' keys may name a path; the longest that fits is taken."""
+    entries = {
+        key: {"username": key, "password": "p"}
+        for key in ("r.org", "r.org/team", "r.org/team/app", "*.r.org")
+    }
+    keychain = config(tmp_path, auths=entries)
+    for image, key in (
+        ("r.org/other", "r.org"),
+        ("r.org/team/app", "r.org/team/app"),
+        ("r.org/team/web", "r.org/team"),
+        ("eu.r.org/team", "*.r.org"),
+    ):
+        assert await keychain.find(image) == Credential(key, Secret("p"))
+
+
+@pytest.mark.asyncio
+async def test_a_mounted_secret(tmp_path: Path) -> None:
+    """A directory stands for the secret in it, which Kubernetes replaces by turning a link."""
+    keychain = DockerConfig(tmp_path)
+    assert await keychain.find("r.org/a") is None
+    (tmp_path / ".dockerconfigjson").symlink_to("..data/.dockerconfigjson")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        auths = {"r.org": {"username": name, "password": "p"}}
+        (tmp_path / name / ".dockerconfigjson").write_text(json.dumps({"auths": auths}))
+        (tmp_path / "..new").symlink_to(name)
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        assert await keychain.find("r.org/a") == Credential(name, Secret("p"))
 
 
 @pytest.mark.parametrize(

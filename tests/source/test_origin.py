@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,18 @@ def test_where_a_host_is(host: str, loopback: bool, inward: bool) -> None:
     assert scheme_of(host, insecure=True) == "http"
 
 
-def test_authorities() -> None:
-    """There is always a file of authorities: the given one, or one that exists."""
-    assert Trust(ca_file="/given.pem").bundle == "/given.pem"
+def test_authorities(tmp_path: Path) -> None:
+    """There is always a file of authorities: the system's, and the given ones beside them."""
     assert Path(Trust().bundle).is_file()
+    authority = trustme.CA().cert_pem
+    authority.write_to_path(tmp_path / "ca.pem")
+    bundle = Path(Trust(ca_files=(str(tmp_path / "ca.pem"),)).bundle).read_bytes()
+    assert authority.bytes() in bundle and Path(Trust().bundle).read_bytes() in bundle
+
+
+def test_authorities_that_are_none(tmp_path: Path) -> None:
+    """The error names the file, before anything is asked."""
+    (tmp_path / "empty.pem").touch()
+    for name, says in (("absent.pem", "No such file"), ("empty.pem", "no certificate")):
+        with pytest.raises(SourceError, match=f"{name}: {says}"):
+            _ = Trust(ca_files=(str(tmp_path / name),)).bundle

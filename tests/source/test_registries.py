@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import ssl
+from pathlib import Path
 
+import pytest
+import trustme
+
+from fscached import config
 from fscached.config import Config
-from fscached.source import Priority
+from fscached.source import Fault, Priority, SourceError
+from fscached.source.origin import Traffic
+from fscached.source.reference import Reference
 from fscached.source.registries import Registries
 from tests.source.conftest import BLOB, BLOB_ID, REPOSITORY
-from tests.source.faulty import FaultyServer
+from tests.source.faulty import FaultyServer, Seen, answer, faulty_server, part_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,3 +32,71 @@ async def test_what_a_replaced_source_costs_is_counted(server: FaultyServer) -> 
         assert got == BLOB[5:105]
     assert (registries.traffic.requests, registries.traffic.received_bytes) == (2, 200)
     await registries.close()
+
+
+async def ping_or_part(seen: Seen, writer: asyncio.StreamWriter) -> None:
+    """200 for a ping, a part of BLOB for a range."""
+    await (part_of(BLOB) if "range" in seen.headers else answer(200))(seen, writer)
+
+
+async def read(registries: Registries, host: str, *, ca_files: tuple[str, ...] = ()) -> bytes:
+    """Nine bytes, by https."""
+    source = registries.source(host, REPOSITORY, None, "https", ca_files=ca_files)
+    got = bytearray()
+    await source.read(BLOB_ID, 0, 9, Priority.DEMAND, got.extend, 20)
+    return bytes(got)
+
+
+@pytest.mark.parametrize("way", ["directory", "configured", "of the image"])
+async def test_a_registry_with_its_own_authority(tmp_path: Path, way: str) -> None:
+    """Data and control plane believe it where it is configured, and nowhere else."""
+    authority = trustme.CA()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    async with faulty_server(BLOB, context) as server:
+        server.default = ping_or_part
+        (tmp_path / server.host).mkdir()
+        certificate = str(tmp_path / server.host / "ca.crt")
+        authority.cert_pem.write_to_path(certificate)
+        settings = {
+            "directory": config.Source(certs_directory=str(tmp_path)),
+            "configured": config.Source(ca_files=(certificate,)),
+            "of the image": config.Source(),
+        }
+        registries = Registries(Config(source=settings[way]))
+        own = (certificate,) if way == "of the image" else ()
+        assert await read(registries, server.host, ca_files=own) == BLOB[:9]
+        if not own:
+            exchange = registries.distribution(server.host, None)._exchange
+            url = f"https://{server.host}/v2/"
+            assert (await exchange.send("GET", url, {}, Traffic(), limit_bytes=9)).status == 200
+        if way == "of the image":
+            with pytest.raises(SourceError, match="certificate") as caught:
+                await read(registries, server.host)
+            assert caught.value.fault is Fault.PROTOCOL
+        await registries.close()
+
+
+@pytest.mark.parametrize("host", ["../x", "a/b", "", ".", "r.org:5000/x", "user@r.org"])
+async def test_a_host_is_a_host(host: str) -> None:
+    """It becomes part of a path and of URLs."""
+    registries = Registries(Config())
+    with pytest.raises(SourceError, match="no name of a registry"):
+        registries.source(host, REPOSITORY, None)
+    await registries.close()
+
+
+async def test_insecure_by_configuration_only() -> None:
+    """http for those that are named, or for all when all are."""
+    reference = Reference.parse("r.example.org/app")
+    for names, url in (
+        ((), "https://"),
+        (("other.org",), "https://"),
+        (("r.example.org",), "http://"),
+        (("*",), "http://"),
+    ):
+        registries = Registries(Config(source=config.Source(insecure_registries=names)))
+        there = registries.distribution(reference.registry, None)
+        assert there._registry(reference) == f"{url}r.example.org"
+        assert registries.source(reference.registry, "app", None)._endpoint.origin.startswith(url)
+        await registries.close()

@@ -297,7 +297,7 @@ async def test_tls(transfers: Transfers, tmp_path: Path) -> None:
     authority.issue_cert("localhost", "127.0.0.1").configure_cert(context)
     async with faulty_server(BLOB, context) as server:
         for trust, believed in (
-            (Trust(ca_file=str(tmp_path / "ca.pem")), True),
+            (Trust(ca_files=(str(tmp_path / "ca.pem"),)), True),
             (Trust(), False),
             (Trust(verify=False), True),
         ):
