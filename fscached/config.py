@@ -1,4 +1,5 @@
 """The configuration: one frozen tree, read from TOML. Every key has a default, a unit and a limit.
+nydusd's own files are read as well (`fscached.nydusd`).
 
 `docs/fscached.toml` is its defaults and descriptions, printed by `fscached.manual`.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, get_args
 
@@ -415,6 +417,8 @@ class Config(Table, frozen=True):
     prefetch: Prefetch = Prefetch()
     api: Api = Api()
     log: Log = Log()
+    ignored: tuple[str, ...] = ()
+    """Keys of nydusd's file that are nothing here; none of ours."""
 
     @property
     def api_socket(self) -> str:
@@ -428,7 +432,9 @@ class Config(Table, frozen=True):
 
 
 _TABLES: Final[dict[str, type[Table]]] = {
-    field.name: field.type for field in msgspec.structs.fields(Config)
+    field.name: field.type
+    for field in msgspec.structs.fields(Config)
+    if isinstance(field.type, type) and issubclass(field.type, Table)
 }
 
 
@@ -445,18 +451,47 @@ def load(path: str | os.PathLike[str] | None = None) -> Config:
 
 
 def parse(text: str, origin: str) -> Config:
-    """The configuration in a TOML text; `origin` is its name in errors. Raises ConfigError."""
+    """The configuration in a text: our TOML, or nydusd's JSON or TOML. `origin` is its name in
+    errors. Raises ConfigError."""
+    raw = _decode(text, origin)
+    if text.lstrip().startswith("{") or "version" in raw:
+        return _parse_nydusd(raw, origin)
+    _refuse_unknown(raw, origin)
+    return _convert(raw, origin, {})
+
+
+def _decode(text: str, origin: str) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(text)
+        if text.lstrip().startswith("{"):
+            return msgspec.json.decode(text, type=dict[str, Any])
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin}: not TOML: {error}", "mend that line") from None
-    _refuse_unknown(raw, origin)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{origin}: not JSON: {error}", "mend that place") from None
+
+
+def _parse_nydusd(raw: dict[str, Any], origin: str) -> Config:
+    from fscached import nydusd  # few daemons read one
+
+    try:
+        found = nydusd.translate(raw)
+    except nydusd.Unusable as error:
+        raise ConfigError(f"{origin}: {error.key}: {error.what}", error.remedy) from None
+    return msgspec.structs.replace(
+        _convert(found.tables, origin, found.origins), ignored=tuple(found.ignored)
+    )
+
+
+def _convert(raw: dict[str, Any], origin: str, names: Mapping[str, str]) -> Config:
+    """`names` are what keys are called in the file, where that is not our name."""
     try:
         return msgspec.convert(raw, Config)
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$")
+        path = path.strip(".`")
         raise ConfigError(
-            f"{origin}: {_place(path.strip('.`'))}: {what}",
+            f"{origin}: {names.get(path.partition('[')[0], _place(path))}: {what}",
             "`fscached config` prints every key with its default and limits",
         ) from None
 
@@ -482,7 +517,7 @@ def _read(path: str | os.PathLike[str]) -> str:
     if len(data) > FILE_LIMIT_BYTES:
         raise ConfigError(
             f"{os.fspath(path)}: larger than {FILE_LIMIT_BYTES} bytes",
-            "give a TOML file with fscached's settings",
+            "give a file with fscached's or nydusd's settings",
         )
     try:
         return data.decode()

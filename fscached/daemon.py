@@ -54,6 +54,8 @@ def main(config: Config, unsafe: bool = False) -> int:
     transport = opening.inherited(config, inherited)
     takeover = transport is not None
     logs.configure(config.log.level, config.log.file)
+    if config.ignored:
+        log.info("keys of nydusd's do not apply here", extra={"keys": " ".join(config.ignored)})
     allow_descriptors(probe.descriptors(config.cache, config.kernel))
     _make_directories(config)
     if transport is None:

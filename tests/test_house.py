@@ -20,6 +20,7 @@ FLOORS = {
     "fscached.failure": 0,
     "fscached.version": 0,
     "fscached.log": 0,
+    "fscached.nydusd": 0,
     "fscached.config": 1,
     "fscached.manual": 2,
     "cdefs": 0,

@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="check and print the configuration",
         description="Check the configuration and print all of it, with meanings and limits.",
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.set_defaults(run=run)
 
 

@@ -25,7 +25,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "-o", "--output", choices=("text", "json"), default="text", help="default: text"
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.set_defaults(run=run)
 
 

@@ -14,7 +14,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         description="Run the daemon in the foreground. When it dies, its mounts fail, unless "
         "`fscached supervise` or systemd's fd store holds the kernel's cache for its successor.",
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.add_argument(
         "--unsafe-no-supervisor",
         action="store_true",

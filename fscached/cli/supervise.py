@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "goes on where it stopped, and readers only notice a pause. SIGHUP replaces the daemon, "
         "for instance after an upgrade; SIGTERM and SIGINT end both.",
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.add_argument(
         "run_arguments", nargs="*", help="more arguments of `fscached run`, after --"
     )
