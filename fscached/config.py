@@ -6,20 +6,18 @@ nydusd's own files are read as well (`fscached.nydusd`).
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from fscached.failure import Failure
+from fscached import config_text
+from fscached.config_text import ConfigError
 
 DEFAULT_PATH: Final = Path("/etc/fscached/fscached.toml")
-FILE_LIMIT_BYTES: Final = 1 << 20
 
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
@@ -36,12 +34,6 @@ _ADDRESS_OR_EMPTY: Final = r"^(https?://[A-Za-z0-9._:\[\]-]+)?\Z"
 _URL_OR_EMPTY: Final = r"^(https?://[^\s@\x00-\x20\x7f]+)?\Z"
 _HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", max_length=256)]
 _HeaderValue = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=8192)]
-
-
-class ConfigError(Failure):
-    """The configuration cannot be used: which file, which table, which key, and what would do."""
-
-    exit_code: ClassVar[int] = 2
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -431,7 +423,7 @@ class Config(Table, frozen=True):
         return self.fetch.workers or len(os.sched_getaffinity(0))
 
 
-_TABLES: Final[dict[str, type[Table]]] = {
+TABLES: Final[dict[str, type[Table]]] = {
     field.name: field.type
     for field in msgspec.structs.fields(Config)
     if isinstance(field.type, type) and issubclass(field.type, Table)
@@ -447,40 +439,21 @@ def load(path: str | os.PathLike[str] | None = None) -> Config:
         if not DEFAULT_PATH.exists():
             return Config()
         path = DEFAULT_PATH
-    return parse(_read(path), str(path))
+    return parse(config_text.read(path), str(path))
 
 
 def parse(text: str, origin: str) -> Config:
     """The configuration in a text: our TOML, or nydusd's JSON or TOML. `origin` is its name in
     errors. Raises ConfigError."""
-    raw = _decode(text, origin)
-    if text.lstrip().startswith("{") or "version" in raw:
-        return _parse_nydusd(raw, origin)
-    _refuse_unknown(raw, origin)
+    raw = config_text.decode(text, origin)
+    if config_text.is_json(text) or "version" in raw:
+        from fscached import nydusd  # few daemons read one
+
+        found = nydusd.translate(raw, origin)
+        config = _convert(found.tables, origin, found.origins)
+        return msgspec.structs.replace(config, ignored=tuple(found.ignored))
+    config_text.refuse_unknown(raw, TABLES, origin)
     return _convert(raw, origin, {})
-
-
-def _decode(text: str, origin: str) -> dict[str, Any]:
-    try:
-        if text.lstrip().startswith("{"):
-            return msgspec.json.decode(text, type=dict[str, Any])
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin}: not TOML: {error}", "mend that line") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{origin}: not JSON: {error}", "mend that place") from None
-
-
-def _parse_nydusd(raw: dict[str, Any], origin: str) -> Config:
-    from fscached import nydusd  # few daemons read one
-
-    try:
-        found = nydusd.translate(raw)
-    except nydusd.Unusable as error:
-        raise ConfigError(f"{origin}: {error.key}: {error.what}", error.remedy) from None
-    return msgspec.structs.replace(
-        _convert(found.tables, origin, found.origins), ignored=tuple(found.ignored)
-    )
 
 
 def _convert(raw: dict[str, Any], origin: str, names: Mapping[str, str]) -> Config:
@@ -490,89 +463,8 @@ def _convert(raw: dict[str, Any], origin: str, names: Mapping[str, str]) -> Conf
     except msgspec.ValidationError as error:
         what, _, path = str(error).partition(" - at `$")
         path = path.strip(".`")
+        place = names.get(path.partition("[")[0]) or config_text.place(path)
         raise ConfigError(
-            f"{origin}: {names.get(path.partition('[')[0], _place(path))}: {what}",
+            f"{origin}: {place}: {what}",
             "`fscached config` prints every key with its default and limits",
         ) from None
-
-
-def inner_table(annotation: Any) -> type[Table] | None:
-    """The table that a key holds, or holds many of."""
-    kind, _ = get_args(annotation)
-    for one in (kind, *get_args(kind)):
-        if isinstance(one, type) and issubclass(one, Table):
-            return one
-    return None
-
-
-def _read(path: str | os.PathLike[str]) -> str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"{os.fspath(path)}: {error.strerror}",
-            "give an existing file with --config, or leave it out for the defaults",
-        ) from None
-    if len(data) > FILE_LIMIT_BYTES:
-        raise ConfigError(
-            f"{os.fspath(path)}: larger than {FILE_LIMIT_BYTES} bytes",
-            "give a file with fscached's or nydusd's settings",
-        )
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{os.fspath(path)}: not UTF-8 at byte {error.start}", "save it as UTF-8"
-        ) from None
-
-
-def _refuse_unknown(raw: dict[str, Any], origin: str) -> None:
-    """One error for the first name that is not ours, with the nearest one that is."""
-    for table, values in raw.items():
-        if table not in _TABLES:
-            raise ConfigError(f"{origin}: [{table}]: unknown table", _nearest_table(table))
-        if isinstance(values, dict):
-            _refuse_unknown_keys(values, _TABLES[table], table, origin)
-
-
-def _refuse_unknown_keys(
-    values: dict[str, Any], kind: type[Table], place: str, origin: str
-) -> None:
-    """Those of one table, and of the tables in it."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    for key, value in values.items():
-        if key not in fields:
-            raise ConfigError(
-                f"{origin}: [{place}] {key}: unknown key", _nearest_key(place, kind, key)
-            )
-        inner = inner_table(fields[key].type)
-        for one in value if isinstance(value, list) else [value]:
-            if inner is not None and isinstance(one, dict):
-                _refuse_unknown_keys(one, inner, f"{place}.{key}", origin)
-
-
-def _nearest_table(table: str) -> str:
-    if near := difflib.get_close_matches(table, _TABLES, n=1):
-        return f"did you mean [{near[0]}]?"
-    if homes := _homes(table):
-        return f"did you mean {table} in [{homes[0]}]?"
-    return f"the tables are {', '.join(f'[{name}]' for name in _TABLES)}"
-
-
-def _nearest_key(table: str, kind: type[Table], key: str) -> str:
-    known = kind.__struct_fields__
-    if homes := _homes(key):
-        return f"did you mean {key} in [{homes[0]}]?"
-    if near := difflib.get_close_matches(key, known, n=1):
-        return f"did you mean {near[0]}?"
-    return f"the keys of [{table}] are {', '.join(known)}"
-
-
-def _homes(key: str) -> list[str]:
-    return [name for name, table in _TABLES.items() if key in table.__struct_fields__]
-
-
-def _place(path: str) -> str:
-    table, _, key = path.partition(".")
-    return f"[{table}] {key}".rstrip() if table else "the file"

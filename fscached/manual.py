@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args, get_origin
 import msgspec
 from msgspec import Meta
 
-from fscached.config import Config, Table, inner_table
+from fscached.config import TABLES, Config, Table
+from fscached.config_text import inner_table
 
 
 def explain(config: Config) -> str:
     """All of it, with the values given; `config.parse` reads it back."""
     head = "# Every setting of fscached. A key or a table that is left out has its default.\n"
-    names = config.__struct_fields__
-    return head + "".join(_explain_table(name, getattr(config, name)) for name in names)
+    return head + "".join(_explain_table(name, getattr(config, name)) for name in TABLES)
 
 
 def _explain_table(name: str, table: Table) -> str:

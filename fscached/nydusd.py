@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from fscached.config_text import ConfigError
+
 BACKENDS: Final = ("registry", "localfs", "oss", "s3", "http-proxy")
 CACHES: Final = ("fscache", "blobcache", "filecache", "dummycache", "")
 
@@ -22,53 +24,56 @@ _RANGE_LEAST_BYTES: Final = 64 << 10
 _PAGE_BYTES: Final = 4 << 10
 
 
-class Unusable(Exception):
-    """A key that cannot be used: `key` with its path, what is wrong with it, what would do."""
-
-    def __init__(self, key: str, what: str, remedy: str) -> None:
-        super().__init__(f"{key}: {what}: {remedy}")
-        self.key = key
-        self.what = what
-        self.remedy = remedy
-
-
 @dataclass(slots=True)
 class Translation:
     """`tables` as our own file would have them; `origins` is nydusd's key behind each of ours
     (`source.retries`), `ignored` the keys that are nothing here."""
 
-    tables: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
     def put(self, ours: str, value: Any, theirs: str) -> None:
-        table, _, key = ours.partition(".")
-        self.tables.setdefault(table, {})[key] = value
+        *tables, key = ours.split(".")
+        place = self.tables
+        for table in tables:
+            place = place.setdefault(table, {})
+        place[key] = value
         self.origins[ours] = theirs
 
 
 class _Key(NamedTuple):
-    """One of ours (`table.key`), and how to say nydusd's value; None is to leave it out."""
+    """One of ours (`table.key`), and how to say nydusd's value; None is to leave it out. `also`
+    is another of ours that has the same value."""
 
     ours: str
     say: Callable[[Any], Any] = lambda value: value
+    also: str = ""
 
 
 _Form: TypeAlias = "Mapping[str, _Form | _Key | None]"
 """Of each key: its own keys, ours, or None where it is nothing here."""
 
 
-def translate(document: Mapping[str, Any]) -> Translation:
-    """A whole file, decoded. Raises Unusable."""
+class _Unusable(Exception):
+    """A key and what is wrong with it, and what would do."""
+
+
+def translate(document: Mapping[str, Any], origin: str) -> Translation:
+    """A whole file, decoded; `origin` is its name in errors. Raises ConfigError."""
     translation = Translation()
-    _walk(_form(document), document, "", translation)
+    try:
+        _walk(_form(document), document, "", translation)
+    except _Unusable as error:
+        what, remedy = error.args
+        raise ConfigError(f"{origin}: {what}", remedy) from None
     return translation
 
 
 def _form(document: Mapping[str, Any]) -> _Form:
     if "version" in document:
         if document["version"] != 2:
-            raise Unusable("version", "not a version nydusd has", "give 2, or the form without it")
+            raise _Unusable("version: not one nydusd has", "give 2, or the form without it")
         return _second(document)
     if "type" in document or "config" in document:
         return _template(document)
@@ -79,7 +84,7 @@ def _walk(form: _Form, section: Mapping[str, Any], path: str, translation: Trans
     for name, value in section.items():
         place = f"{path}{name}"
         if name not in form:
-            raise Unusable(place, "unknown key", _nearest(name, form))
+            raise _Unusable(f"{place}: unknown key", _nearest(name, form))
         meaning = form[name]
         if isinstance(meaning, Mapping):
             if value is not None:
@@ -87,7 +92,8 @@ def _walk(form: _Form, section: Mapping[str, Any], path: str, translation: Trans
         elif meaning is None:
             translation.ignored.append(place)
         elif meaning.ours and (said := meaning.say(value)) is not None:
-            translation.put(meaning.ours, said, place)
+            for ours in filter(None, (meaning.ours, meaning.also)):
+                translation.put(ours, said, place)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -97,7 +103,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _table(place: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Unusable(place, "not a table of keys", "see nydusd's documentation")
+        raise _Unusable(f"{place}: not a table of keys", "see nydusd's documentation")
     return value
 
 
@@ -107,7 +113,7 @@ def _choice(section: Mapping[str, Any], name: str, place: str, known: Iterable[s
     if chosen not in known:
         near = difflib.get_close_matches(str(chosen), list(known), n=1)
         remedy = f"did you mean {near[0]}?" if near else f"give one of {', '.join(known)}"
-        raise Unusable(place, f"{str(chosen)[:40]!r} is not served here", remedy)
+        raise _Unusable(f"{place}: {str(chosen)[:40]!r} is not served here", remedy)
     return str(chosen)
 
 
@@ -143,9 +149,24 @@ def _negated(value: Any) -> Any:
     return not value if isinstance(value, bool) else value
 
 
+def _address(value: Any) -> Any:
+    return value.rstrip("/") if isinstance(value, str) else value
+
+
+def _mirrors(timeout: Any, value: Any) -> Any:
+    """Each has the backend's time limit. What is no list is for the configuration to refuse."""
+    return [_mirror(timeout, given) for given in value] if isinstance(value, list) else value
+
+
+def _mirror(timeout: Any, given: Any) -> Any:
+    mirror = Translation()
+    _walk(_MIRROR, _table("mirrors", given), "mirrors.", mirror)
+    return mirror.tables | ({} if timeout is None else {"timeout_s": _timeout(timeout)})
+
+
 def _insecure(host: str, value: Any) -> list[str] | None:
     if value not in ("http", "https", ""):
-        raise Unusable("scheme", f"{str(value)[:20]!r} is no scheme", "give https or http")
+        raise _Unusable(f"scheme: {str(value)[:20]!r} is none", "give https or http")
     return [host or "*"] if value == "http" else None
 
 
@@ -155,18 +176,28 @@ def _nothing(*names: str) -> _Form:
 
 
 _READ: Final = _Key("")
-_PROXY: Final = _nothing(
-    "url",
-    "ping_url",
-    "fallback",
-    "check_interval",
-    "check_pause_elapsed",
-    "use_http",
-    "dragonfly_scheduler_endpoint",
-)
+_PROXY: Final[_Form] = {
+    "url": _Key("source.proxy.url", _address),
+    "ping_url": _Key("source.proxy.ping_url"),
+    "fallback": _Key("source.proxy.fallback"),
+    "check_interval": _Key("source.proxy.ping_interval_s", _timeout),
+    "check_pause_elapsed": _Key("source.ping_pause_s", _unless_zero),
+    "use_http": _Key("source.proxy.use_http"),
+    "dragonfly_scheduler_endpoint": None,
+}
+_MIRROR: Final[_Form] = {
+    "host": _Key("host", _address),
+    "headers": _Key("headers"),
+    "auth_through": _Key("authorization"),
+    "ping_url": _Key("ping_url"),
+    "health_check_interval": _Key("ping_interval_s", _timeout),
+    "failure_limit": _Key("failure_limit", _unless_zero),
+    "health_check_pause_elapsed": None,
+    "check_pause_elapsed": None,
+}
 _HTTP: Final[_Form] = {
     "scheme": None,
-    "timeout": _Key("source.stall_timeout_s", _timeout),
+    "timeout": _Key("source.stall_timeout_s", _timeout, also="source.proxy.timeout_s"),
     "connect_timeout": _Key("source.connect_timeout_s", _timeout),
     "retry_limit": _Key("source.retries"),
     "skip_verify": _Key("source.verify_tls", _negated),
@@ -223,7 +254,11 @@ def _backend(kind: str, settings: Mapping[str, Any]) -> _Form:
     if kind != "registry":
         return keys
     host = str(settings.get("host") or "")
-    return {**keys, "scheme": _Key("source.insecure_registries", partial(_insecure, host))}
+    return {
+        **keys,
+        "scheme": _Key("source.insecure_registries", partial(_insecure, host)),
+        "mirrors": _Key("source.mirrors", partial(_mirrors, settings.get("timeout"))),
+    }
 
 
 def _legacy(document: Mapping[str, Any]) -> _Form:

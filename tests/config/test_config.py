@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fscached import config, manual
+from fscached import config, config_text, manual
 from fscached.config import Config, ConfigError
 
 SHIPPED = Path(__file__).parents[2] / "docs" / "fscached.toml"
@@ -98,7 +98,7 @@ def test_a_value_beyond_its_limits_is_refused(text: str, what: str) -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, no text, or far too large: one error each, with the path."""
     (binary := tmp_path / "binary").write_bytes(b"\xff\xfe")
-    (huge := tmp_path / "huge").write_bytes(b"#" * (config.FILE_LIMIT_BYTES + 1))
+    (huge := tmp_path / "huge").write_bytes(b"#" * (config_text.FILE_LIMIT_BYTES + 1))
     for path, what in [
         (tmp_path / "absent", "No such file"),
         (tmp_path, "Is a directory"),
@@ -112,7 +112,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_every_key_says_what_it_is_and_every_number_has_limits() -> None:
     """House rule: a limit on everything, a unit or a meaning for every key."""
-    for table in config._TABLES.values():
+    for table in config.TABLES.values():
         for field in msgspec.structs.fields(table):
             meta = field.type.__metadata__[0]
             assert meta.description, field.name

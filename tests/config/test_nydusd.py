@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fscached import config
 from fscached.config import Config, ConfigError
-from fscached.nydusd import Unusable, translate
+from fscached.manual import explain
+from fscached.nydusd import translate
 
 # The configuration of the Dragonfly + Nydus article, as it is.
 ARTICLE = Path(__file__).parents[1] / "data" / "nydusd" / "article.json"
@@ -56,6 +57,11 @@ def parse(document: object) -> Config:
     return config.parse(json.dumps(document), "nydusd.json")
 
 
+def registry(**settings: object) -> dict[str, Any]:
+    """The legacy form with these settings of its backend."""
+    return {"device": {"backend": {"type": "registry", "config": settings}}}
+
+
 def test_the_article() -> None:
     """Its file is accepted as it is; what applies is applied, the rest is named."""
     found = config.load(ARTICLE)
@@ -66,6 +72,11 @@ def test_the_article() -> None:
     assert (found.prefetch.enabled, found.prefetch.range_bytes) == (True, 131072)
     assert found.source.prefetch_connections == 10
     assert found.fetch.verify is True
+    (mirror,) = found.source.mirrors
+    assert (mirror.host, mirror.authorization) == ("http://127.0.0.1:65001", False)
+    assert mirror.headers == {"X-Dragonfly-Registry": "https://index.docker.io"}
+    assert mirror.ping_url == "http://127.0.0.1:40901/server/ping"
+    assert mirror.timeout_s == 10
     assert set(found.ignored) >= {"mode", "digest_validate", "iostats_files", "enable_xattr"}
 
 
@@ -90,10 +101,28 @@ def test_a_template_of_the_snapshotter() -> None:
     assert found.ignored == ()
 
 
+def test_a_proxy() -> None:
+    """Dragonfly's newer way in, with its own times."""
+    proxy = {
+        "url": "http://127.0.0.1:4001/",
+        "ping_url": "http://127.0.0.1:4003/healthy",
+        "fallback": False,
+        "check_interval": 9,
+        "check_pause_elapsed": 60,
+        "use_http": True,
+        "dragonfly_scheduler_endpoint": "",
+    }
+    found = parse(registry(proxy=proxy, timeout=4))
+    ours = found.source.proxy
+    assert (ours.url, ours.ping_url) == ("http://127.0.0.1:4001", proxy["ping_url"])
+    assert (ours.fallback, ours.use_http) == (False, True)
+    assert (ours.timeout_s, ours.ping_interval_s, found.source.ping_pause_s) == (4, 9, 60)
+
+
 def test_what_it_means_can_be_printed() -> None:
     """`fscached config --config nydusd.json` is our own file for it."""
     found = config.load(ARTICLE)
-    ours = config.parse(config.explain(found), "f.toml")
+    ours = config.parse(explain(found), "f.toml")
     assert ours.source == found.source and ours.prefetch == found.prefetch and ours.ignored == ()
 
 
@@ -136,11 +165,27 @@ def test_what_it_means_can_be_printed() -> None:
         ),
         (
             {"device": {"backend": {"type": "registry", "config": {"scheme": "ftp"}}}},
-            "'ftp' is no scheme",
+            "scheme: 'ftp'",
             "give https or http",
         ),
         ({"device": {"backend": {"type": "s3", "config": 3}}}, "config: not a table", "nydusd"),
-        ({"version": 3}, "version: not a version", "give 2"),
+        (
+            registry(mirrors=[{"host": "http://m", "auth_thruogh": True}]),
+            "mirrors.auth_thruogh: unknown key",
+            "did you mean auth_through?",
+        ),
+        (
+            registry(mirrors=[{"host": "m"}]),
+            "device.backend.config.mirrors: Expected `str` matching",
+            "fscached config",
+        ),
+        (registry(mirrors=["m"]), "mirrors: not a table", "nydusd"),
+        (
+            registry(proxy={"url": "http://p", "fallback": 1}),
+            "device.backend.config.proxy.fallback: Expected `bool`",
+            "fscached config",
+        ),
+        ({"version": 3}, "version: not one", "give 2"),
         ({"version": 2, "backend": {"type": "os"}}, "backend.type: 'os'", "did you mean oss?"),
     ],
 )
@@ -182,6 +227,6 @@ PLACES = st.sampled_from(["device", "type", "config", "version", "backend", "fs_
 def test_any_document(document: dict[str, Any]) -> None:
     """Whatever is in the file, there is a configuration or one kind of error."""
     try:
-        translate(document)
-    except Unusable as error:
-        assert error.key and error.remedy
+        translate(document, "nydusd.json")
+    except ConfigError as error:
+        assert error.what.startswith("nydusd.json: ") and error.remedy

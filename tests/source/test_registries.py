@@ -98,5 +98,5 @@ async def test_insecure_by_configuration_only() -> None:
         registries = Registries(Config(source=config.Source(insecure_registries=names)))
         there = registries.distribution(reference.registry, None)
         assert there._registry(reference) == f"{url}r.example.org"
-        assert registries.source(reference.registry, "app", None)._endpoint.origin.startswith(url)
+        assert registries.source(reference.registry, "app", None)._origin.origin.startswith(url)
         await registries.close()
