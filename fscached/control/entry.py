@@ -16,7 +16,6 @@ from fscached import config
 PREFETCH_THREADS_LIMIT: Final = 1024
 PREFETCH_BATCH_LIMIT_BYTES: Final = 0x1000_0000
 PEER_TIME_LIMIT_S: Final = 300
-BACKENDS: Final = ("registry", "localfs")
 CACHE_TYPES: Final = ("blobcache", "filecache", "fscache", "dummycache", "")
 
 # Becomes a directory and file name of the kernel's cache and a mount option's value: no slash, no
@@ -84,7 +83,56 @@ class Localfs(msgspec.Struct, frozen=True, tag_field="backend", tag="localfs"):
     alt_dirs: list[str] = []
 
 
-Backend = Registry | Localfs
+class _Http(msgspec.Struct, frozen=True):
+    """What all servers' `backend_config` have. Timeouts in seconds."""
+
+    scheme: Literal["https", "http"] = "https"
+    skip_verify: bool = False
+    ca_cert_files: list[str] = []
+    timeout: int = 5
+    connect_timeout: int = 5
+    retry_limit: int = 0
+
+
+class _Bucket(_Http, frozen=True, kw_only=True):
+    """Objects of a store; `endpoint` is `host[:port]`."""
+
+    endpoint: Annotated[str, Meta(min_length=1)]
+    bucket_name: Annotated[str, Meta(min_length=1)]
+    object_prefix: str = ""
+    access_key_id: str = ""
+    access_key_secret: str = ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.endpoint!r}, {self.bucket_name!r})"
+
+
+class Oss(_Bucket, frozen=True, tag_field="backend", tag="oss"):
+    """`backend_config` of a bucket of OSS."""
+
+
+class S3(_Bucket, frozen=True, kw_only=True, tag_field="backend", tag="s3"):
+    """`backend_config` of a bucket of S3."""
+
+    region: Annotated[str, Meta(min_length=1)]
+    endpoint: Annotated[str, Meta(min_length=1)] = "s3.amazonaws.com"
+
+
+class HttpServer(_Http, frozen=True, kw_only=True, tag_field="backend", tag="http-proxy"):
+    """Blobs as files of a web server: `addr` is `http[s]://host[:port]`, `path` a directory."""
+
+    addr: Annotated[str, Meta(pattern=r"^https?://[^/\s@]+/?\Z")]
+    path: str = ""
+
+
+Backend = Registry | Localfs | Oss | S3 | HttpServer
+_BACKENDS: Final[dict[str, type[Backend]]] = {
+    "registry": Registry,
+    "localfs": Localfs,
+    "oss": Oss,
+    "s3": S3,
+    "http-proxy": HttpServer,
+}
 
 
 class Prefetch(msgspec.Struct, frozen=True):
@@ -189,10 +237,13 @@ class _Legacy(msgspec.Struct, frozen=True):
     metadata_path: str = ""
 
 
-class _V2Backend(msgspec.Struct, frozen=True):
+class _V2Backend(msgspec.Struct, frozen=True, rename={"http_proxy": "http-proxy"}):
     type: str
     registry: msgspec.Raw = msgspec.Raw()
     localfs: msgspec.Raw = msgspec.Raw()
+    oss: msgspec.Raw = msgspec.Raw()
+    s3: msgspec.Raw = msgspec.Raw()
+    http_proxy: msgspec.Raw = msgspec.Raw()
 
 
 class _V2Prefetch(msgspec.Struct, frozen=True):
@@ -245,12 +296,13 @@ def _from_v2(wire: _Wire, config: _V2) -> BlobEntry:
     given = config.cache.prefetch
     places = config.cache.fscache or config.cache.filecache or _LegacyCache()
     _check_cache_type(config.cache.type)
-    backend = {"registry": config.backend.registry, "localfs": config.backend.localfs}
+    kind = config.backend.type
+    settings: msgspec.Raw = getattr(config.backend, kind.replace("-", "_"), msgspec.Raw())
     return _entry(
         wire,
         config.metadata_path,
         places.work_dir,
-        _backend(config.backend.type, backend.get(config.backend.type, msgspec.Raw())),
+        _backend(kind, settings),
         Prefetch(given.enable, given.threads, given.batch_size, given.bandwidth_limit),
     )
 
@@ -269,19 +321,17 @@ def _entry(
 
 
 def _backend(kind: str, raw: msgspec.Raw) -> Backend:
-    if kind not in BACKENDS:
-        raise InvalidEntry(f"backend {kind!r} is not one of {', '.join(BACKENDS)}")
+    if kind not in _BACKENDS:
+        raise InvalidEntry(f"backend {kind!r} is not one of {', '.join(_BACKENDS)}")
     if not bytes(raw):
         raise InvalidEntry(f"backend {kind!r} has no settings")
-    if kind == "registry":
-        registry = msgspec.json.decode(raw, type=Registry)
-        mirrors(registry)
-        proxy(registry)
-        return registry
-    localfs = msgspec.json.decode(raw, type=Localfs)
-    if not localfs.blob_file and not localfs.dir:
+    backend = msgspec.json.decode(raw, type=_BACKENDS[kind])
+    if isinstance(backend, Registry):
+        mirrors(backend)
+        proxy(backend)
+    elif isinstance(backend, Localfs) and not backend.blob_file and not backend.dir:
         raise InvalidEntry("backend localfs needs `dir` or `blob_file`")
-    return localfs
+    return backend
 
 
 def _check_cache_type(kind: str) -> None:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -34,8 +36,11 @@ from fscached.images import Images, Registration
 from fscached.source import Fault, Giver, Source, SourceError
 from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.directory import Directory
+from fscached.source.objectstore import ObjectStore
+from fscached.source.origin import Trust
 from fscached.source.reference import Reference, ReferenceError
 from fscached.source.registries import Registries
+from fscached.source.signature import Key
 from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
 from fscached.transport import ObjectKey, Transport
 from rafs_v6 import ImageError
@@ -250,9 +255,18 @@ class ControlService:
             reference = _reference(binding.reference)
             credential = _credential(binding.credentials)
             return self._registries.source(reference.registry, reference.repository, credential)
-        backend = binding.entry.backend
-        if isinstance(backend, wire.Localfs):
-            return Directory(Path(backend.dir or backend.blob_file).absolute())
+        match binding.entry.backend:
+            case wire.Localfs() as local:
+                others = [Path(path).absolute() for path in local.alt_dirs]
+                return Directory(Path(local.dir or local.blob_file).absolute(), others)
+            case wire.Registry() as registry:
+                return self._repository(registry)
+            case store:
+                host, make = _store(store)
+                verify, ca_files = not store.skip_verify, store.ca_cert_files
+                return self._registries.store(host, make, verify=verify, ca_files=ca_files)
+
+    def _repository(self, backend: wire.Registry) -> Source:
         credential = Credential.from_basic(backend.auth) if backend.auth else None
         if backend.registry_token:
             credential = Credential("", Secret(backend.registry_token), Kind.BEARER)
@@ -263,6 +277,8 @@ class ControlService:
             backend.scheme,
             wire.mirrors(backend),
             wire.proxy(backend),
+            verify=not backend.skip_verify,
+            ca_files=backend.ca_cert_files,
         )
 
     def _require_room(self, binding: Binding) -> None:
@@ -397,6 +413,21 @@ class ControlService:
 
 def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:
     return [(key, entry.uncompressed_size) for key, entry in registration.blobs()]
+
+
+def _store(
+    backend: wire.S3 | wire.Oss | wire.HttpServer,
+) -> tuple[str, Callable[[Trust], ObjectStore]]:
+    """The `host[:port]` of an object store, and how to make it."""
+    if isinstance(backend, wire.HttpServer):
+        make = partial(ObjectStore.files, backend.addr, backend.path)
+        return urlsplit(backend.addr).netloc, make
+    host, bucket, prefix = backend.endpoint, backend.bucket_name, backend.object_prefix
+    key = Key(backend.access_key_id, Secret(backend.access_key_secret))
+    if isinstance(backend, wire.Oss):
+        return host, partial(ObjectStore.oss, backend.scheme, host, bucket, prefix, key)
+    region = backend.region
+    return host, partial(ObjectStore.s3, backend.scheme, host, region, bucket, prefix, key)
 
 
 def _reference(text: str) -> Reference:

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -37,14 +37,16 @@ class _File:
 
 
 class Directory:
-    """A source whose blobs are files. Reads run in `threads` threads of its own, except read_now.
+    """A source whose blobs are files, in `path` or else in one of `others`; a `path` that is no
+    directory is the only blob. Reads run in `threads` threads of its own, except read_now.
 
     An open file is remembered: a blob that is replaced meanwhile is noticed by its digests.
     """
 
-    def __init__(self, path: Path, *, threads: int = 2) -> None:
+    def __init__(self, path: Path, others: Sequence[Path] = (), *, threads: int = 2) -> None:
         self.name = str(path)
         self._path = path
+        self._paths = (path, *others)
         self._files: OrderedDict[str, _File] = OrderedDict()
         self._threads = ThreadPoolExecutor(threads, "fscached-directory")
         self._buffers: list[mmap.mmap] = []
@@ -121,7 +123,7 @@ class Directory:
         if not _BLOB_ID.fullmatch(blob_id):
             raise SourceError(f"{blob_id[:128]!r} is no id of a blob", Fault.PROTOCOL)
         try:
-            file = _File(self._path / blob_id)
+            file = _File(self._find(blob_id))
         except OSError as error:
             raise self._fault(blob_id, str(error.strerror)) from None
         if file.size < 0:
@@ -130,6 +132,13 @@ class Directory:
         if len(self._files) > OPEN_FILES_LIMIT:
             self._files.popitem(last=False)
         return file
+
+    def _find(self, blob_id: str) -> Path:
+        """Where a blob is: a directory may be there before its blobs are."""
+        if self._path.is_file():
+            return self._path
+        files = [path / blob_id for path in self._paths]
+        return next((file for file in files if file.exists()), files[0])
 
     def _fault(self, blob_id: str, what: str) -> SourceError:
         return SourceError(

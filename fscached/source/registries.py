@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -19,6 +19,7 @@ from fscached.source.endpoint import Endpoint
 from fscached.source.exchange import Exchange
 from fscached.source.health import Health, Watch
 from fscached.source.keyring import Keyring
+from fscached.source.objectstore import ObjectStore
 from fscached.source.origin import Traffic, Trust, scheme_of
 from fscached.source.outlet import Outlet
 from fscached.source.patience import Patience
@@ -100,6 +101,18 @@ class Registries:
         if not proxy.fallback:
             return self._remote(proxied, peers)
         return self._remote(registry, [*peers, proxied])
+
+    def store(
+        self,
+        host: str,
+        make: Callable[[Trust], ObjectStore],
+        *,
+        verify: bool = True,
+        ca_files: Sequence[str] = (),
+    ) -> Remote:
+        """An object store at `host[:port]`, to read ranges from. Raises SourceError as `source`."""
+        trust = trust_in(host, self._config, verify=verify, ca_files=ca_files)
+        return self._remote(make(trust), ())
 
     def distribution(self, host: str, credential: Credential | None) -> Distribution:
         """For manifests and bootstraps of one registry, with a few tries each.
