@@ -16,3 +16,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="of the daemon and its supervisor under load (default: %(default)s)",
     )
     parser.addoption("--kill-seed", type=int, default=1, help="of the moments of both")
+    parser.addoption("--long", action="store_true", help="minutes of what seconds are a sample of")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether to take the time that a full proof takes."""
+    asked: bool = request.config.option.long
+    return asked

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fscached.control import entry
-from fscached.control.entry import InvalidEntry, Localfs, Prefetch, Registry
+from fscached.control.entry import (
+    S3,
+    Backend,
+    HttpServer,
+    InvalidEntry,
+    Localfs,
+    Oss,
+    Prefetch,
+    Registry,
+)
 
 FSID = "8edc32a6" * 8
 
@@ -99,6 +108,40 @@ def test_the_second_form_wins() -> None:
     assert found.prefetch == Prefetch(True, 4, 4096, 0)
 
 
+BUCKET = {
+    "scheme": "http",
+    "endpoint": "s3.test:9000",
+    "bucket_name": "blobs",
+    "object_prefix": "a/",
+    "access_key_id": "AKIA",
+    "access_key_secret": "hunter2",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "backend"),
+    [
+        ("s3", BUCKET | {"region": "eu"}, S3(**BUCKET, region="eu")),  # type: ignore[arg-type]
+        ("oss", BUCKET, Oss(**BUCKET)),  # type: ignore[arg-type]
+        (
+            "http-proxy",
+            {"addr": "https://files.test", "path": "/blobs", "skip_verify": True},
+            HttpServer(addr="https://files.test", path="/blobs", skip_verify=True),
+        ),
+    ],
+)
+def test_object_stores(kind: str, settings: dict[str, Any], backend: Backend) -> None:
+    """As nydusd names them, in both forms, through a handover, and without a secret in the repr."""
+    legacy = changed(LEGACY, "config.backend_type", kind)
+    legacy = changed(json.loads(legacy), "config.backend_config", settings)
+    second = changed(V2, "config_v2.backend", {"type": kind, kind: settings})
+    for body in (legacy, second):
+        found = entry.parse(body)
+        assert found.backend == backend
+        assert msgspec.json.decode(msgspec.json.encode(found), type=entry.BlobEntry) == found
+        assert "hunter2" not in repr(found)
+
+
 @pytest.mark.parametrize("body", [LEGACY, V2])
 def test_an_entry_survives_a_handover(body: dict[str, Any]) -> None:
     """To JSON for the daemon's successor and back, credentials and all."""
@@ -131,7 +174,10 @@ def test_no_secret_is_in_its_repr() -> None:
         (LEGACY, "id", "a" * 300, r"\$\.id"),
         (LEGACY, "domain_id", "a/b", r"\$\.domain_id"),
         (LEGACY, "config", ..., "neither `config` nor `config_v2`"),
-        (LEGACY, "config.backend_type", "s3", "backend 's3' is not one of registry, localfs"),
+        (LEGACY, "config.backend_type", "gcs", "backend 'gcs' is not one of registry, localfs"),
+        (LEGACY, "config.backend_type", "s3", "missing required field `bucket_name`"),
+        (LEGACY, "config.backend_type", "oss", "missing required field `endpoint`"),
+        (LEGACY, "config.backend_type", "http-proxy", "missing required field `addr`"),
         (LEGACY, "config.backend_config.host", "", r"\$\.host"),
         (LEGACY, "config.backend_config.repo", ..., "missing required field `repo`"),
         (LEGACY, "config.backend_config.scheme", "ftp", r"\$\.scheme"),
@@ -145,7 +191,8 @@ def test_no_secret_is_in_its_repr() -> None:
         (V2, "config_v2.backend.localfs", {}, "needs `dir` or `blob_file`"),
         (V2, "config_v2.backend.localfs", ..., "backend 'localfs' has no settings"),
         (V2, "config_v2.backend.localfs", None, "Expected `object`, got `null`"),
-        (V2, "config_v2.backend.type", "oss", "backend 'oss' is not one of registry, localfs"),
+        (V2, "config_v2.backend.type", "oss", "backend 'oss' has no settings"),
+        (V2, "config_v2.backend.type", "type", "backend 'type' is not one of registry, localfs"),
     ],
 )
 def test_what_is_wrong_is_said(body: dict[str, Any], path: str, value: Any, what: str) -> None:

@@ -7,6 +7,7 @@ import json
 from http import HTTPStatus
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fscached.config import Cache, Config, Source
@@ -107,6 +108,12 @@ def entry_of(built: Built, directory: Path, fsid: str = "image-1") -> entry.Blob
     return entry.parse(json.dumps(body).encode())
 
 
+def stored(entry_: entry.BlobEntry, host: str) -> entry.BlobEntry:
+    """The same image, its blobs on a web server."""
+    backend = entry.HttpServer(addr=f"http://{host}", path="blobs")
+    return msgspec.structs.replace(entry_, backend=backend)
+
+
 def overwrite(path: str, data: bytes) -> None:
     """Leave a damaged file where a good one was."""
     Path(path).write_bytes(data)
@@ -134,6 +141,23 @@ async def test_a_bound_entry_is_served(tmp_path, built):
     (image,) = status.images
     assert image.blobs[0].resident_bytes == image.blobs[0].size_bytes
     await node.close()
+
+
+async def test_a_bound_entry_of_an_object_store_is_served(tmp_path, built):
+    """Blobs come from where the entry says, verified as any, and a successor finds them too."""
+    handover = Handover()
+    (blob,) = built.blobs.values()
+    async with faulty_server(blob) as server:
+        first = Node(tmp_path, handover)
+        bound = stored(entry_of(built, tmp_path / "blobs"), server.host)
+        await first.service.bind_blob_entry(bound)
+        await first.close()
+        second = Node(tmp_path, Handover(handover.fd))
+        second.service.restore()
+        await read_all(second, built)
+        (blob_id,) = built.blobs
+        assert {seen.target for seen in server.seen} == {f"/blobs/{blob_id}"}
+        await second.close()
 
 
 async def test_a_successor_serves_what_its_predecessor_bound(tmp_path, built):

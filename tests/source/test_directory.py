@@ -45,6 +45,21 @@ async def test_ranges(directory: Directory, start: int, end: int) -> None:
     assert into[: end - start] == BLOB[start:end]
 
 
+async def test_other_places(tmp_path: Path) -> None:
+    """A blob that is not in the directory is looked for in the others; a file is a blob itself."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "second" / "blob").write_bytes(BLOB)
+    absent = Directory(tmp_path / "absent", [tmp_path / "first", tmp_path / "second"])
+    alone = Directory(tmp_path / "second" / "blob")
+    for directory in (absent, alone):
+        assert await collect(directory, "blob", 5, 99) == BLOB[5:99]
+    with pytest.raises(SourceError, match="absent/other: No such file"):
+        await collect(absent, "other", 0, 1)
+    await absent.close()
+    await alone.close()
+
+
 async def test_readers_at_once(directory: Directory) -> None:
     """Readers do not share memory."""
     starts = range(0, 2 * PIECE_BYTES, PIECE_BYTES // 4)

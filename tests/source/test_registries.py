@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,30 @@ async def test_a_registry_with_its_own_authority(tmp_path: Path, way: str) -> No
             with pytest.raises(SourceError, match="certificate") as caught:
                 await read(registries, server.host)
             assert caught.value.fault is Fault.PROTOCOL
+        await registries.close()
+
+
+@pytest.mark.parametrize("trouble", ["another name", "expired", "unknown", "no TLS"])
+async def test_tls_that_fails(tmp_path: Path, trouble: str) -> None:
+    """Nothing is sent to a server that is not who it should be, and the error says so."""
+    authority, stranger = trustme.CA(), trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    name = "other.test" if trouble == "another name" else "127.0.0.1"
+    signer = stranger if trouble == "unknown" else authority
+    end = datetime.now(UTC) - timedelta(days=1) if trouble == "expired" else None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    signer.issue_cert(name, not_after=end).configure_cert(context)
+    async with faulty_server(BLOB, None if trouble == "no TLS" else context) as server:
+        settings = config.Source(
+            ca_files=(str(tmp_path / "ca.pem"),), retry_pause_s=0.01, retry_pause_limit_s=0.01
+        )
+        registries = Registries(Config(source=settings))
+        source = registries.source(server.host, REPOSITORY, None, "https")
+        with pytest.raises(SourceError, match=server.host) as caught:
+            await source.read(BLOB_ID, 0, 9, Priority.DEMAND, lambda _: None, 0.5)
+        lasting = trouble in ("another name", "expired", "unknown")
+        assert (caught.value.fault is Fault.PROTOCOL) is lasting
+        assert server.seen == [] and registries.traffic.requests == 0
         await registries.close()
 
 

@@ -28,6 +28,17 @@ pytestmark = pytest.mark.asyncio
 MIB = 1 << 20
 
 
+class Changing:
+    """A keychain with another password each time, since the one before it was refused."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def find(self, image: str) -> Credential:
+        self.asked += 1
+        return Credential("alice", Secret(f"password {self.asked}"))
+
+
 async def failure(client: Client, server: FaultyServer, **options: float) -> SourceError:
     """What a read of BLOB's first MiB ends with."""
     with pytest.raises(SourceError) as caught:
@@ -285,6 +296,31 @@ async def test_nobody_listens(client: Client, unused_tcp_port: int) -> None:
     with pytest.raises(SourceError, match=r"can be reached") as caught:
         await client.collect(registry, 0, 1)
     assert caught.value.fault is Fault.NETWORK
+    assert registry.traffic.requests == 0
+
+
+async def test_a_401_in_the_middle(client: Client, server: FaultyServer) -> None:
+    """A login that ends between two parts of a blob is renewed, as often as it takes; what came
+    before is not asked for again."""
+    refused = answer(401, {"WWW-Authenticate": 'Basic realm="x"'})
+    pieces = [broken_part(BLOB, 100_000), refused]
+    server.answers = [refused, *pieces * 5]
+    keychain = Changing()
+    registry = client.registry(server.host, keychain=keychain)
+    assert await client.collect(registry, 0, MIB) == BLOB[:MIB]
+    starts = [seen.range[0] for seen in server.seen]
+    assert starts == sorted(starts) and starts[-1] == 500_000
+    assert registry.traffic.requests == 1 + 10 + 1
+    assert registry.traffic.received_bytes == MIB
+    assert keychain.asked == 6
+
+
+async def test_a_name_nobody_knows(client: Client) -> None:
+    """A failure of DNS is the network's, is no request, and the error has the name."""
+    registry = client.registry("registry.invalid")
+    with pytest.raises(SourceError, match=r"registry\.invalid.*\(0 requests\)") as caught:
+        await client.collect(registry, 0, 1, deadline_s=3)
+    assert caught.value.fault in (Fault.NETWORK, Fault.DEADLINE)
     assert registry.traffic.requests == 0
 
 

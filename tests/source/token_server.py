@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from tests.source.faulty import Seen, answer
 
 SERVICE = "the registry"
+# docker-registry takes a token this much longer than it says (registry/auth/token, Leeway).
+_LEEWAY_S = 60
 
 
 class TokenServer:
@@ -36,6 +38,8 @@ class TokenServer:
         ]
         self.authorization: str | None = None
         self.life_s = 300
+        self.expires = False
+        """Whether docker-registry is to refuse a token after `life_s`, not only be told so."""
 
     def auth(self, realm: str) -> dict[str, object]:
         """docker-registry's configuration."""
@@ -64,9 +68,9 @@ class TokenServer:
             "iss": "issuer",
             "sub": "somebody",
             "aud": SERVICE,
-            "exp": now + 300,
-            "nbf": now - 5,
-            "iat": now,
+            "exp": now + self.life_s - _LEEWAY_S if self.expires else now + 300,
+            "nbf": now - 2 * _LEEWAY_S,
+            "iat": now - 2 * _LEEWAY_S,
             "jti": "1",
             "access": access,
         }
