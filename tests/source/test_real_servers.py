@@ -179,6 +179,7 @@ async def test_too_many_requests(tmp_path: Path, client: Client) -> None:
         assert sum(line.body_bytes for line in log) == registry.traffic.received_bytes
 
 
+@pytest.mark.timeout(900)
 async def test_tokens_that_expire_while_a_blob_is_read(
     client: Client, server: FaultyServer, tmp_path: Path, long: bool
 ) -> None:
