@@ -271,7 +271,8 @@ class Source(Table, frozen=True):
     ] = 512 * MIB
     mount_deadline_s: Annotated[
         float,
-        Meta(gt=0, le=3600, description="For manifest and bootstrap of an image, with all tries."),
+        # Our own clients wait 300 s for a reply: what they gave up must not be mounted later.
+        Meta(gt=0, le=240, description="For manifest and bootstrap of an image, with all tries."),
     ] = 120.0
     insecure_registries: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],

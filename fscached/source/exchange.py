@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from fscached.source import Fault, SourceError
 from fscached.source.origin import USER_AGENT, Traffic, Trust, origin_of
 from fscached.source.outlet import Outlet
-from fscached.source.patience import retry_after_s
+from fscached.source.patience import RETRIED_STATUSES, retry_after_s
 from fscached.source.respite import Respites
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ class Exchange:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             through = f" through proxy {proxy}" if proxy else ""
             raise SourceError(f"{origin}{through}: {_explain(error)}", Fault.NETWORK) from None
-        self._respites.grant(origin, retry_after_s(response.headers))
+        if response.status_code in RETRIED_STATUSES:
+            self._respites.grant(origin, retry_after_s(response.headers))
         return Response(response.status_code, dict(response.headers), body)
 
     async def close(self) -> None:

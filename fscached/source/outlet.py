@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from fscached.source.origin import is_loopback
+from fscached.source.origin import is_loopback, origin_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,11 @@ class Outlet:
 
     def of(self, url: str) -> str:
         """The proxy for a URL that `origin_of` takes; empty: none."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
-        if not self.proxy or is_loopback(parts.netloc):
+        if not self.proxy:
+            return ""
+        parts = urlsplit(origin_of(url))
+        host, port = parts.hostname or "", parts.port or 0
+        if is_loopback(parts.netloc):
             return ""
         excepted = any(_covers(exception, host, port) for exception in self.exceptions)
         return "" if excepted else self.proxy

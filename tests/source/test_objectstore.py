@@ -186,7 +186,9 @@ async def test_oss(client: Client, server: FaultyServer, oss: Oss) -> None:
     assert server.seen[0].target == f"/a%20b/%C3%BC%2B/{BLOB_ID}"
 
 
-@pytest.mark.parametrize(("ahead_s", "says"), [(0, "access key"), (7200, r"clock is 720\d s ahead")])
+@pytest.mark.parametrize(
+    ("ahead_s", "says"), [(0, "access key"), (7200, r"clock is 720\d s ahead")]
+)
 @pytest.mark.asyncio
 async def test_oss_refuses(
     client: Client, server: FaultyServer, oss: Oss, ahead_s: int, says: str

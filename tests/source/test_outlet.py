@@ -43,6 +43,7 @@ PROXY = "http://proxy.example.org:3128"
         ("*", "https://r.org/v2/", True),
         ("x.org", "http://127.0.0.1:5000/v2/", True),
         ("x.org", "http://localhost/v2/", True),
+        ("x.org", "http://[::1]:5000/v2/", True),
     ],
 )
 def test_exceptions(exception: str, url: str, direct: bool) -> None:
