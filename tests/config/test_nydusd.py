@@ -119,6 +119,20 @@ def test_a_proxy() -> None:
     assert (ours.timeout_s, ours.ping_interval_s, found.source.ping_pause_s) == (4, 9, 60)
 
 
+@pytest.mark.parametrize(
+    ("settings", "insecure"),
+    [
+        ({"scheme": "http", "host": "r.test:5000"}, ("r.test:5000",)),
+        ({"scheme": "http"}, ("*",)),
+        ({"scheme": "https"}, ()),
+        ({}, ()),
+    ],
+)
+def test_registries_without_tls(settings: dict[str, str], insecure: tuple[str, ...]) -> None:
+    """A template for all images has no host: then all are meant."""
+    assert parse(registry(**settings)).source.insecure_registries == insecure
+
+
 def test_what_it_means_can_be_printed() -> None:
     """`fscached config --config nydusd.json` is our own file for it."""
     found = config.load(ARTICLE)

@@ -145,6 +145,19 @@ async def test_https_goes_through_a_tunnel(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_proxy_of_the_requests_own(server: FaultyServer, unused_tcp_port: int) -> None:
+    """A peer that is one is asked itself, not through the network's."""
+    transfers = Transfers(outlet=Outlet(f"http://127.0.0.1:{unused_tcp_port}"))
+    got = bytearray()
+    async with a_proxy(server.host) as proxy:
+        url = "http://registry.example.org/blob"
+        request = Request(url, (), 3, 12, Priority.DEMAND, Trust(), proxy.outlet.proxy)
+        reply = await transfers.get(request, got.extend, Traffic())
+    assert reply.fault is None and got == BLOB[3:12]
+    await transfers.close()
+
+
+@pytest.mark.asyncio
 async def test_a_proxy_that_is_away(unused_tcp_port: int) -> None:
     """The error says that it was the proxy."""
     outlet = Outlet(f"http://127.0.0.1:{unused_tcp_port}")
