@@ -77,6 +77,11 @@ def _form(document: Mapping[str, Any]) -> _Form:
         return _second(document)
     if "type" in document or "config" in document:
         return _template(document)
+    if "device" not in document:
+        raise _Unusable(
+            "neither `device`, `version` nor `config` is in it, as in nydusd's files",
+            "give one of nydusd's, or TOML with fscached's own keys",
+        )
     return _legacy(document)
 
 

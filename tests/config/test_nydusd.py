@@ -146,7 +146,8 @@ def test_what_it_means_can_be_printed() -> None:
         ({"device": {"backend": {"type": "regsitry"}}}, "device.backend.type", "mean registry?"),
         ({"device": {"backend": {"type": "localdisk"}}}, "not served here", "did you mean"),
         ({"device": {"backend": {"type": 7}}}, "device.backend.type: '7'", "one of registry"),
-        ({}, "device.backend.type: ''", "one of registry, localfs"),
+        ({"device": {}}, "device.backend.type: ''", "one of registry, localfs"),
+        ({"fetch": {}}, "neither `device`, `version` nor `config`", "fscached's own keys"),
         (
             {"device": {"backend": {"type": "registry", "config": {"tiemout": 3}}}},
             "device.backend.config.tiemout: unknown key",
