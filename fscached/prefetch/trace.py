@@ -1,0 +1,302 @@
+"""Access traces: which parts of an image were read first, in which order, how soon.
+
+Nothing here knows a clock or a file: times come with the calls, and a trace is bytes or an object.
+Places are bytes of cache files, a chunk each. Those are a pure function of the image, while a
+chunk's number depends on where its blob's chunk map came from (`rafs_v6.blob`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Final, NamedTuple, Protocol
+
+import msgspec
+from msgspec import Meta
+
+ACCESS_LIMIT: Final = 65_536
+"""Accesses kept of one image, those expected last left out: 64 GiB in chunks of 1 MiB."""
+TRACE_LIMIT_BYTES: Final = 8 << 20
+"""Of an encoded trace: room for as many accesses with the largest numbers (112 bytes each)."""
+RUN_LIMIT: Final = 1_000_000
+_OFFSET_LIMIT: Final = 1 << 45  # rafs_v6.layout's MAX_CACHE_BYTES is less
+_MOMENT_LIMIT_MS: Final = 366 * 86_400_000
+_BLOB_LIMIT: Final = 256
+
+
+class TraceError(ValueError):
+    """What is given is no trace, or traces that have nothing to do with each other."""
+
+
+class Access(NamedTuple):
+    """A chunk: bytes [start, end) of a blob's cache file, and how it was first of use.
+
+    `after_s` is seconds from the image's first READ: when it was first read, or, if it never was,
+    when prefetch asked for it; the earliest of all runs. `demands` and `prefetches` are the runs
+    in which a reader was first, or prefetch (whether it was read later nobody knows).
+    """
+
+    blob_id: str
+    start: int
+    end: int
+    after_s: float
+    demands: int = 1
+    prefetches: int = 0
+
+    @property
+    def demanded(self) -> bool:
+        """Whether a reader ever asked for it."""
+        return self.demands > 0
+
+
+class Trace(NamedTuple):
+    """The accesses of one image in the order of their first use, from one run or several.
+
+    `runs` counts cold ones: a run that found part of the image in the cache says what was read,
+    and nothing against what was not.
+    """
+
+    fsid: str
+    reference: str
+    runs: int
+    accesses: tuple[Access, ...]
+
+    def expected(self) -> Iterator[Access]:
+        """What will be read, soonest first: what at least half of the runs have read that could
+        have been the first to, then the rest. What only prefetch asked for is no evidence."""
+        demanded = [access for access in self.accesses if access.demanded]
+        yield from (access for access in demanded if self._usual(access))
+        yield from (access for access in demanded if not self._usual(access))
+
+    def _usual(self, access: Access) -> bool:
+        return access.demands * 2 >= self.runs - access.prefetches
+
+
+def merge(traces: Iterable[Trace]) -> Trace:
+    """One trace of all their runs, whatever their order. Raises TraceError for traces of different
+    images, or none at all."""
+    given = list(traces)
+    if not given:
+        raise TraceError("no traces to merge: give at least one")
+    first = given[0]
+    known: dict[tuple[str, int], Access] = {}
+    for trace in given:
+        if trace.fsid != first.fsid:
+            raise TraceError(
+                f"traces of different images: {first.reference} (fsid {first.fsid[:12]}) and "
+                f"{trace.reference} (fsid {trace.fsid[:12]}): merge those of one image"
+            )
+        for access in trace.accesses:
+            key = access.blob_id, access.start
+            before = known.get(key)
+            known[key] = access if before is None else _joined(before, access)
+    runs = min(sum(trace.runs for trace in given), RUN_LIMIT)
+    reference = max(trace.reference for trace in given)
+    return bounded(Trace(first.fsid, reference, runs, tuple(known.values())))
+
+
+def bounded(trace: Trace) -> Trace:
+    """The trace in order of first use, without what is beyond ACCESS_LIMIT."""
+    accesses = sorted(trace.accesses, key=_soonest)
+    if len(accesses) > ACCESS_LIMIT:
+        read = [access for access in accesses if access.demanded]
+        rest = [access for access in accesses if not access.demanded]
+        accesses = sorted((read + rest)[:ACCESS_LIMIT], key=_soonest)
+    return trace._replace(accesses=tuple(accesses))
+
+
+def _soonest(access: Access) -> tuple[float, str, int]:
+    return access.after_s, access.blob_id, access.start
+
+
+def _joined(one: Access, other: Access) -> Access:
+    """Of two accesses to one chunk: the sooner, and one that was read before one that was not."""
+    demanded = [access for access in (one, other) if access.demanded] or [one, other]
+    return Access(
+        one.blob_id,
+        one.start,
+        max(one.end, other.end),
+        min(access.after_s for access in demanded),
+        min(one.demands + other.demands, RUN_LIMIT),
+        min(one.prefetches + other.prefetches, RUN_LIMIT),
+    )
+
+
+# The file: {"trace": 1, "fsid": …, "reference": …, "runs": …, "blobs": [id, …],
+# "accesses": [[blob, start, end, ms, demands, prefetches], …]}. `blob` is a position in `blobs`.
+
+_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,200}\Z")]
+_Count = Annotated[int, Meta(ge=0, le=RUN_LIMIT)]
+_Offset = Annotated[int, Meta(ge=0, le=_OFFSET_LIMIT)]
+_Row = tuple[
+    Annotated[int, Meta(ge=0, lt=_BLOB_LIMIT)],
+    _Offset,
+    _Offset,
+    Annotated[int, Meta(ge=0, le=_MOMENT_LIMIT_MS)],
+    _Count,
+    _Count,
+]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    trace: int
+    fsid: _Name
+    reference: Annotated[str, Meta(max_length=1024, pattern=r"^[\x20-\x7e]*\Z")]
+    runs: _Count
+    blobs: Annotated[tuple[_Name, ...], Meta(max_length=_BLOB_LIMIT)]
+    accesses: Annotated[tuple[_Row, ...], Meta(max_length=ACCESS_LIMIT)]
+
+
+class _Version(msgspec.Struct, frozen=True):
+    trace: int
+
+
+VERSION: Final = 1
+
+
+def encode(trace: Trace) -> bytes:
+    """The trace as compact JSON, times in whole milliseconds."""
+    numbers: dict[str, int] = {}
+    rows = [
+        (
+            numbers.setdefault(access.blob_id, len(numbers)),
+            access.start,
+            access.end,
+            round(access.after_s * 1000),
+            access.demands,
+            access.prefetches,
+        )
+        for access in bounded(trace).accesses
+    ]
+    blobs = tuple(numbers)
+    file = _File(VERSION, trace.fsid, trace.reference, trace.runs, blobs, tuple(rows))
+    return msgspec.json.encode(file) + b"\n"
+
+
+def decode(data: bytes) -> Trace:
+    """The trace in a file. Raises TraceError, whose text says what is wrong and what would do."""
+    if len(data) > TRACE_LIMIT_BYTES:
+        raise TraceError(f"{len(data)} bytes; a trace has at most {TRACE_LIMIT_BYTES}: not one")
+    try:
+        version = msgspec.json.decode(data, type=_Version).trace
+        if version != VERSION:
+            raise TraceError(
+                f"a trace of version {version}, not {VERSION}: export it with this fscached"
+            )
+        file = msgspec.json.decode(data, type=_File)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise TraceError(f"not a trace of `fscached trace export`: {error}") from None
+    accesses = tuple(_accesses(file))
+    return bounded(Trace(file.fsid, file.reference, file.runs, accesses))
+
+
+def _accesses(file: _File) -> Iterator[Access]:
+    seen = set()
+    for number, (blob, start, end, moment_ms, demands, prefetches) in enumerate(file.accesses):
+        if blob >= len(file.blobs) or start >= end or not demands + prefetches:
+            raise TraceError(
+                f"access {number}: blob {blob} of {len(file.blobs)}, bytes {start} to {end}, in "
+                f"{demands + prefetches} runs: damaged, record or export the trace again"
+            )
+        if (blob, start) in seen:
+            raise TraceError(f"access {number}: bytes from {start} of blob {blob} are there twice")
+        seen.add((blob, start))
+        access = Access(file.blobs[blob], start, end, moment_ms / 1000, demands, prefetches)
+        yield access
+
+
+class Chunks(Protocol):
+    """What is asked of a blob's chunk map (`rafs_v6.blob.ChunkMap`)."""
+
+    @property
+    def count(self) -> int: ...
+    def offset(self, index: int) -> int: ...
+    def padded_end(self, index: int) -> int: ...
+    def overlapping(self, start: int, end: int) -> range: ...
+
+
+class Recorder:
+    """One run of one image. Times are seconds on any one clock that does not jump.
+
+    It keeps one access per chunk, a READ's before a prefetch's, and no more than ACCESS_LIMIT.
+    """
+
+    def __init__(self, fsid: str, reference: str) -> None:
+        self._fsid = fsid
+        self._reference = reference
+        self._began_s: float | None = None
+        self._blobs: dict[str, _Blob] = {}
+        self._room = ACCESS_LIMIT
+        self._cold = True
+
+    @property
+    def began_s(self) -> float | None:
+        """When the image's first READ came; None before it."""
+        return self._began_s
+
+    def learn(self, blob_id: str, chunks: Chunks, resident: bool) -> None:
+        """A blob's chunks are known now. `resident`: some of them were here before the run."""
+        self._cold = self._cold and not (resident and self._began_s is None)
+        if blob_id not in self._blobs:
+            self._blobs[blob_id] = _Blob(chunks, bytearray(chunks.count), [], [])
+
+    def read(self, blob_id: str, start: int, end: int, now_s: float) -> None:
+        """A READ of bytes [start, end) of a blob's cache file."""
+        if self._began_s is None:
+            self._began_s = now_s
+        blob = self._blobs.get(blob_id)
+        if blob is None:
+            return
+        flags = blob.flags
+        for index in blob.chunks.overlapping(start, end):
+            if not flags[index] & _READ:
+                flags[index] |= _READ
+                if self._room > 0:
+                    self._room -= 1
+                    blob.reads.append((index, now_s))
+
+    def prefetched(self, blob_id: str, first: int, end: int, now_s: float) -> None:
+        """Prefetch asks for the chunks [first, end) of a blob's map."""
+        blob = self._blobs.get(blob_id)
+        if blob is None:
+            return
+        for index in range(first, end):
+            if not blob.flags[index] and len(blob.asked) < ACCESS_LIMIT:
+                blob.flags[index] |= _ASKED
+                blob.asked.append((index, now_s))
+
+    def trace(self) -> Trace | None:
+        """The run as far as it has come; None when nothing was read."""
+        if self._began_s is None:
+            return None
+        accesses = tuple(
+            access for blob_id, blob in self._blobs.items() for access in self._of(blob_id, blob)
+        )
+        return bounded(Trace(self._fsid, self._reference, int(self._cold), accesses))
+
+    def _of(self, blob_id: str, blob: _Blob) -> Iterator[Access]:
+        for index, at_s in blob.reads:
+            yield self._access(blob_id, blob, index, at_s, (1, 0))
+        for index, at_s in blob.asked:
+            if not blob.flags[index] & _READ:
+                yield self._access(blob_id, blob, index, at_s, (0, 1))
+
+    def _access(
+        self, blob_id: str, blob: _Blob, index: int, at_s: float, counts: tuple[int, int]
+    ) -> Access:
+        assert self._began_s is not None
+        start, end = blob.chunks.offset(index), blob.chunks.padded_end(index)
+        after_s = min(max(at_s - self._began_s, 0.0), _MOMENT_LIMIT_MS / 1000)
+        return Access(blob_id, start, end, round(after_s, 3), *counts)
+
+
+_READ: Final = 1
+_ASKED: Final = 2
+
+
+class _Blob(NamedTuple):
+    """`flags` says of each chunk whether it was read or prefetched; the lists when, in order."""
+
+    chunks: Chunks
+    flags: bytearray
+    reads: list[tuple[int, float]]
+    asked: list[tuple[int, float]]
