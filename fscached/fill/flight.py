@@ -131,6 +131,8 @@ class Flight:
         return answer
 
     def _feed(self, memory: memoryview) -> None:
+        if self._error is not None:
+            raise self._error  # what cannot be written need not come
         filled = self._filled + len(memory)
         self._view[self._filled : filled] = memory
         self._filled = filled

@@ -60,6 +60,7 @@ class MemorySource:
         self.file = file
         self.piece_bytes = piece_bytes
         self.asked: list[tuple[int, int, Priority]] = []
+        self.given_bytes = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.break_after_bytes: int | None = None
@@ -86,7 +87,9 @@ class MemorySource:
                     await self.gate.wait()
                     if self.break_after_bytes is not None and at >= self.break_after_bytes:
                         raise SourceError("memory: broken off", Fault.NETWORK)
-                    feed(memoryview(file)[at : at + self.piece_bytes])
+                    piece = memoryview(file)[at : at + self.piece_bytes]
+                    feed(piece)
+                    self.given_bytes += len(piece)
                     await asyncio.sleep(0)
         except TimeoutError:
             raise SourceError("memory: no bytes in time", Fault.DEADLINE) from None

@@ -276,3 +276,33 @@ async def test_prefetch_brings_what_nobody_asked_for(scene):
         assert here.kernel.content(KEY) == here.remote.content
         assert here.kernel.rewritten_bytes == 0
         assert blob.blob.complete
+
+
+async def test_a_reader_overtakes_a_prefetch_that_stands_still(scene):
+    """It is served by a fetch of its own chunk, which is all that comes twice."""
+    async with opened(scene([65536] * 8, Compressor.NONE)) as here:
+        (blob,) = here.objects.blobs("domain").values()
+        here.kernel.settle(KEY)
+        await blob.learn()
+        read, moving = here.source.read, asyncio.Event()
+
+        async def prefetch_stands_still(blob_id, start, end, priority, feed, deadline_s):
+            if priority is Priority.PREFETCH:
+                here.source.asked.append((start, end, priority))
+                await moving.wait()
+                here.source.asked.pop(0)
+            return await read(blob_id, start, end, priority, feed, deadline_s)
+
+        here.source.read = prefetch_stands_still  # type: ignore[method-assign]
+        prefetch = asyncio.create_task(blob.prefetch(4 * MIB, 60.0))
+        await until(lambda: here.source.asked)
+        for index in (3, 3, 5):
+            at = index * 65536
+            assert await here.kernel.read(KEY, at, at + 65536) == here.remote.content[at:][:65536]
+        demanded = [asked for asked in here.source.asked if asked[2] is Priority.DEMAND]
+        assert demanded == [(at * 65536, (at + 1) * 65536, Priority.DEMAND) for at in (3, 5)]
+        moving.set()
+        assert await prefetch
+        await settled(here.objects)
+        assert here.kernel.content(KEY) == here.remote.content
+        assert here.kernel.rewritten_bytes == 0

@@ -19,22 +19,13 @@ from hypothesis import strategies as st
 from cdefs import fanotify as abi
 from fscached.transport import BLOCK_BYTES, ObjectId, ObjectKey, OutOfSpace, Ticket
 from fscached.transport import fanotify as module
-from fscached.transport.fanotify import ERRNOS, Fanotify, wanted_extent
+from fscached.transport.fanotify import ERRNOS, wanted_extent
 from fscached.transport.floor import Floor
-from fscached.transport.folder import Folder
 from fscached.transport.slots import RECORD_BYTES, SLOT_BYTES, Slots, reserve
+from tests.transport.group import Group, event, record
 
 SIZE = 100 * BLOCK_BYTES
 OBJECT = ObjectId(1)
-
-
-def record(
-    offset: int = 0, count: int | None = None, number: int = 9, mask: int = abi.PRE_ACCESS
-) -> bytes:
-    """An event as the kernel writes it; without a count it has no range."""
-    extent = b"" if count is None else abi.RANGE.pack(abi.INFO_RANGE, 0, 24, 0, offset, count)
-    head = abi.METADATA.pack(24 + len(extent), abi.VERSION, 0, 24, mask, number, 1)
-    return (head + extent).ljust(RECORD_BYTES, b"\0")
 
 
 @given(st.integers(0, 2 * SIZE), st.integers(1, 2 * SIZE))
@@ -145,40 +136,12 @@ def test_numbers_that_wait_are_not_handed_out_again() -> None:
             os.close(number)
 
 
-class Group:
-    """Stands in for the kernel's end: a pipe that becomes readable, and a list of answers."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.answers: list[tuple[int, int]] = []
-        self.waiting: set[int] = set()
-        monkeypatch.setattr(abi, "allow", lambda _, number: self.answer(number, 0))
-        monkeypatch.setattr(abi, "deny", lambda _, number, code: self.answer(number, code))
-        self._read, self.write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.slots = Slots(None, 4)
-        self.folder = Folder(self._read, directory, Floor(str(directory), 1, 1))
-        self.transport = Fanotify(self._read, self.slots, self.folder)
-
-    def answer(self, number: int, code: int) -> None:
-        if number not in self.waiting:
-            raise OSError(errno.ENOENT, "no such event")
-        self.waiting.remove(number)
-        self.answers.append((number, code))
-
-
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
     found = Group(tmp_path, monkeypatch)
     yield found
     found.transport.close()
     os.close(found.write)
-
-
-def event(group: Group, path: Path, offset: int = 0) -> int:
-    """A read of a file, in the pipe; its descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT)
-    group.waiting.add(fd)
-    os.write(group.write, record(offset, 4096, fd))
-    return fd
 
 
 def test_an_event_of_no_object_is_denied_at_once(group: Group, tmp_path: Path) -> None:
