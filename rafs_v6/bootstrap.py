@@ -298,7 +298,9 @@ class Bootstrap:
         for position in range(count):
             index = ChunkIndex.unpack(indexes, position * CHUNK_INDEX_BYTES)
             size = min(self.chunk_bytes, inode.size - position * self.chunk_bytes)
-            self._require_inside_blob(index, size, f"{what}: chunk {position}")
+            if not self._inside_blob(index, size):
+                why = "lies beyond its blob" if index.blob_index < len(self.blobs) else "of no blob"
+                raise ImageError(f"{what}: chunk {position}: {index} {why}")
             yield index
 
     def chunk_table(self, blob_index: int | None = None) -> Iterator[ChunkEntry]:
@@ -340,15 +342,12 @@ class Bootstrap:
                 raise ImageError(f"{what}: inline data crosses a block: the kernel refuses it")
             yield self._slice(inode.tail_offset, tail, what)
 
-    def _require_inside_blob(self, index: ChunkIndex, size: int, what: str) -> None:
+    def _inside_blob(self, index: ChunkIndex, size: int) -> bool:
         if index.blob_index >= len(self.blobs):
-            raise ImageError(f"{what}: there is no blob {index.blob_index}")
+            return False
         blob = self.blobs[index.blob_index]
-        if (
-            index.start_block * BLOCK_BYTES + size > blob.uncompressed_size
-            or index.chunk_index >= blob.chunk_count
-        ):
-            raise ImageError(f"{what}: {index} lies beyond its blob {blob.blob_id}")
+        end = index.start_block * BLOCK_BYTES + size
+        return end <= blob.uncompressed_size and index.chunk_index < blob.chunk_count
 
 
 def _superblock(memory: memoryview) -> Superblock:

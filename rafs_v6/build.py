@@ -8,7 +8,6 @@ it is as small and its tools find nothing unusual.
 from __future__ import annotations
 
 import stat
-import struct
 from collections.abc import Iterable
 from os import fsdecode
 from typing import BinaryIO, NamedTuple
@@ -40,6 +39,7 @@ from rafs_v6.layout import (
     chunk_format,
     inode_format,
     pack_dirents,
+    pack_nids,
     pack_rdev,
     xattr_icount,
 )
@@ -136,7 +136,7 @@ class _Bootstrap:
     def pack(self, prefetch_nids: list[int]) -> bytes:
         blob_table = align_up(DEVICES_OFFSET + DEVICE_BYTES * len(self._blobs))
         prefetch_table = blob_table + BLOB_ENTRY_BYTES * len(self._blobs)
-        prefetch = struct.pack(f"<{len(prefetch_nids)}I", *prefetch_nids) if self._blobs else b""
+        prefetch = pack_nids(prefetch_nids) if self._blobs else b""
         # Without blobs the superblock is the empty block that metadata starts with.
         self._meta = align_up(prefetch_table + len(prefetch)) if self._blobs else 0
         image = bytearray(self._meta + align_up(self._placement.end))
@@ -156,7 +156,7 @@ class _Bootstrap:
         image += chunk_table.ljust(align_up(len(chunk_table)), b"\0")
         _write(image, SUPERBLOCK_OFFSET, self._superblock().pack())
         _write(image, EXTENDED_OFFSET, extended.pack())
-        slots = _device_slots(self._blobs, len(image))
+        slots = device_slots(self._blobs, len(image))
         _write(image, DEVICES_OFFSET, b"".join(slot.pack() for slot in slots))
         if self._blobs:
             _write(image, blob_table, b"".join(blob.pack() for blob in self._blobs) + prefetch)
@@ -277,7 +277,8 @@ def _chunk_entry(placed: _Placed, file_offset: int) -> ChunkEntry:
     )
 
 
-def _device_slots(blobs: Iterable[BlobEntry], bootstrap_bytes: int) -> list[DeviceSlot]:
+def device_slots(blobs: Iterable[BlobEntry], bootstrap_bytes: int) -> list[DeviceSlot]:
+    """The slots of a bootstrap of that size: one address space for it and its blobs."""
     slots, end = [], bootstrap_bytes
     for blob in blobs:
         mapped = align_up(end, _MAPPED_ALIGNMENT)

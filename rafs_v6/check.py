@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -66,7 +66,6 @@ def check(
         return [Finding("bootstrap", str(error))]
     findings = list(_check_chunk_table(image))
     findings += _check_tree(image)
-    findings += _check_prefetch(image)
     for entry in image.blobs:
         if blobs and entry.blob_id in blobs:
             memory = memoryview(blobs[entry.blob_id]).cast("B")
@@ -121,6 +120,7 @@ def _check_tree(image: Bootstrap) -> Iterator[Finding]:
             )
     if total != image.superblock.inos:
         yield Finding("superblock", f"says {image.superblock.inos} inodes, there are {total}")
+    yield from _check_prefetch(image, inodes)
 
 
 def _check_dots(image: Bootstrap, path: bytes, inode: Inode, parent: int) -> Iterator[Finding]:
@@ -181,12 +181,11 @@ def _check_file(
             )
 
 
-def _check_prefetch(image: Bootstrap) -> Iterator[Finding]:
-    for nid in image.prefetch_nids():
-        try:
-            image.inode(nid)
-        except ImageError as error:
-            yield Finding("prefetch table", str(error))
+def _check_prefetch(image: Bootstrap, there: Collection[int]) -> Iterator[Finding]:
+    for position, nid in enumerate(image.prefetch_nids()):
+        if nid not in there:
+            problem = f"entry {position}: inode {nid} has no name in the image"
+            yield Finding("prefetch table", problem)
 
 
 def _check_blob(image: Bootstrap, entry: BlobEntry, blob: memoryview) -> Iterator[Finding]:

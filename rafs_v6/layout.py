@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 from rafs_v6 import ImageError
@@ -39,6 +39,8 @@ MAX_REMOTE_BYTES = 1 << 40
 MAX_CACHE_BYTES = 1 << 44
 MIN_CHUNK_BYTES = BLOCK_BYTES
 MAX_CHUNK_BYTES = 1 << 24
+MAX_PREFETCH_NIDS = 1 << 20
+"""Most entries of a prefetch table: what names more files recommends nothing."""
 UNKNOWN_BLOB_ID = "x" * BLOB_ID_BYTES
 """What a builder writes for a blob that will hold the very bootstrap that names it."""
 
@@ -480,6 +482,17 @@ class ExtendedInode(NamedTuple):
 
     def pack(self) -> bytes:
         return _INODE.pack(*self)
+
+
+def pack_nids(nids: Sequence[int]) -> bytes:
+    """A prefetch table. Raises ImageError for what none can say."""
+    if len(nids) > MAX_PREFETCH_NIDS:
+        raise ImageError(
+            f"{len(nids)} files to prefetch, {MAX_PREFETCH_NIDS} can be: name directories instead"
+        )
+    if not all(0 < nid <= 0xFFFFFFFF for nid in nids):
+        raise ImageError("a prefetch table has inodes from 1 to 2^32 - 1 only")
+    return struct.pack(f"<{len(nids)}I", *nids)
 
 
 def inode_format(layout: DataLayout, *, extended: bool) -> int:

@@ -82,13 +82,25 @@ class Format:
         )
         return features | BlobFeatures.CHUNK_INFO_V2 if self.chunk_info_v2 else features
 
+
+class Ranking:
+    """The order of prefetch names: what a path is worth. Takes a path's depth, however many names
+    there are: a trace names thousands."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self.last = len(names)
+        self._ranks: dict[bytes, int] = {}
+        for rank, name in enumerate(names):
+            self._ranks.setdefault(name.strip(b"/"), rank)
+
     def rank(self, path: bytes) -> int:
-        """Position of the first prefetch name that has the path in it; all others come last."""
-        for rank, name in enumerate(self.prefetch):
-            name = name.strip(b"/")
-            if not name or path == name or path.startswith(name + b"/"):
-                return rank
-        return len(self.prefetch)
+        """Position of the first name that is the path or has it in it; `last` for all others.
+        `path` has no leading slash."""
+        best, end = self._ranks.get(b"", self.last), len(path)
+        while end > 0:
+            best = min(best, self._ranks.get(path[:end], self.last))
+            end = path.rfind(b"/", 0, end)
+        return best
 
 
 class Chunk(NamedTuple):
@@ -141,15 +153,19 @@ def pack(
 
 
 def _files(tree: Node, chunks: Chunks, form: Format) -> list[tuple[bytes, Node]]:
-    files: dict[Node, bytes] = {}
+    """Files whose chunks are not known yet, each under its first name, in the order of the best
+    rank that one of its names has."""
+    ranking = Ranking(form.prefetch)
+    files: dict[Node, tuple[int, bytes]] = {}
     for group in groups(tree):
         for name, node in group.entries:
             if node.is_regular and node not in chunks.of:
-                files.setdefault(node, group.path_of(name))
+                path = group.path_of(name)
+                rank, first = files.get(node, (ranking.last, path))
+                files[node] = min(rank, ranking.rank(path)), first
     chunks.of.update((node, []) for node in files)
-    return sorted(
-        ((path, node) for node, path in files.items()), key=lambda file: form.rank(file[0])
-    )
+    ordered = sorted(files.items(), key=lambda file: file[1][0])
+    return [(path, node) for node, (_, path) in ordered]
 
 
 def _encoded(

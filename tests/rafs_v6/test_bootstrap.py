@@ -287,7 +287,7 @@ TREE_REFUSALS: dict[str, tuple[str, tuple[Patch, ...]]] = {
     "chunks too small for the kernel": ("less than the image's", (inode(LIB, u=0x20),)),
     "indexes beyond the end": ("beyond the end", (inode(LIB, size=1 << 40),)),
     "no such blob": (
-        "no blob 1",
+        "of no blob",
         (lambda memory: memory.__setitem__(slice(12512, 12520), ChunkIndex(1, 0, 0).pack()),),
     ),
     "chunk beyond the cache file": (

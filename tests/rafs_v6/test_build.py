@@ -12,7 +12,7 @@ from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.build import Image, ImageBuilder
 from rafs_v6.layout import BlobEntry, Compressor, Digest, ExtendedInode
 from rafs_v6.merge import merge
-from rafs_v6.pack import Format
+from rafs_v6.pack import Format, Ranking
 from rafs_v6.tree import Node
 from tests.rafs_v6.oracle import extracted, mounted, told_by_directory
 from tests.rafs_v6.trees import (
@@ -199,6 +199,29 @@ def test_prefetch_names_come_first_and_are_in_the_table():
     nids = {path.strip(b"/"): inode.nid for path, inode in image.walk()}
     assert blob.startswith(b"yba")
     assert image.prefetch_nids() == (nids[b"z"], nids[b"b"])
+
+
+def test_any_name_of_a_hard_link_brings_it_forward():
+    """A file is named as the program that reads it does, which may be its second name."""
+    linked = regular(b"linked")
+    tree = directory({b"a": linked, b"b": regular(b"b"), b"z": linked})
+    built = build(tree, form=Format(prefetch=(b"z",), compressor=Compressor.NONE))
+    (blob,) = built.blobs.values()
+    assert blob.startswith(b"linkedb")
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([b"a", b"bb", b"c"]), max_size=3).map(b"/".join), max_size=6),
+    st.lists(st.sampled_from([b"a", b"bb", b"c"]), min_size=1, max_size=4).map(b"/".join),
+)
+def test_rank_is_the_first_name_that_has_the_path_in_it(prefetch, path):
+    """The quick answer is the one that looking at every name gives."""
+    inside = [
+        not name or f"{path.decode()}/".startswith(f"{name}/")
+        for name in map(bytes.decode, prefetch)
+    ]
+    expected = inside.index(True) if True in inside else len(prefetch)
+    assert Ranking(prefetch).rank(path) == expected
 
 
 def test_prefetch_of_what_is_not_there_is_refused():

@@ -91,7 +91,7 @@ BOOTSTRAP_FINDINGS: dict[str, tuple[str, Any, int, dict[str, object]]] = {
         {"chunk_table_size": 0},
     ),
     "prefetch of nothing": (
-        "prefetch table: inode",
+        "prefetch table: entry 0: inode",
         ExtendedSuperblock,
         EXTENDED_OFFSET,
         {"prefetch_table_offset": SYNC_DIGEST, "prefetch_table_size": 4, "chunk_table_size": 0},
