@@ -9,18 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Final, NamedTuple, Protocol
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import msgspec
 from msgspec import Meta
 
 ACCESS_LIMIT: Final = 65_536
 """Accesses kept of one image, those expected last left out: 64 GiB in chunks of 1 MiB."""
-TRACE_LIMIT_BYTES: Final = 8 << 20
-"""Of an encoded trace: room for as many accesses with the largest numbers (112 bytes each)."""
+FILE_LIMIT: Final = 8192
+"""Files kept of one image, those used first."""
+NAMES_LIMIT_BYTES: Final = 2 << 20
+"""Of all names of one image's files; hostile images have long ones."""
+TRACE_LIMIT_BYTES: Final = 16 << 20
+"""Of an encoded trace: room for as many accesses with the largest numbers (112 bytes each), and
+for as many files, with every byte of their names quoted."""
 RUN_LIMIT: Final = 1_000_000
 _OFFSET_LIMIT: Final = 1 << 45  # rafs_v6.layout's MAX_CACHE_BYTES is less
 _MOMENT_LIMIT_MS: Final = 366 * 86_400_000
 _BLOB_LIMIT: Final = 256
+_PATH_LIMIT: Final = 4096
 
 
 class TraceError(ValueError):
@@ -48,17 +55,33 @@ class Access(NamedTuple):
         return self.demands > 0
 
 
+class FileUse(NamedTuple):
+    """A file that was read: its path with the leading slash, when, and how many of its chunks."""
+
+    path: bytes
+    after_s: float
+    chunks_read: int
+    chunk_count: int
+
+    @property
+    def mostly(self) -> bool:
+        """Whether at least half of it was read, so that bringing all of it costs little."""
+        return self.chunks_read * 2 >= self.chunk_count
+
+
 class Trace(NamedTuple):
     """The accesses of one image in the order of their first use, from one run or several.
 
     `runs` counts cold ones: a run that found part of the image in the cache says what was read,
-    and nothing against what was not.
+    and nothing against what was not. `files` are names for the accesses, first used first, where
+    somebody has looked them up (`fscached.prefetch.files`): an image built anew has other blobs.
     """
 
     fsid: str
     reference: str
     runs: int
     accesses: tuple[Access, ...]
+    files: tuple[FileUse, ...] = ()
 
     def expected(self) -> Iterator[Access]:
         """What will be read, soonest first: what at least half of the runs have read that could
@@ -91,17 +114,40 @@ def merge(traces: Iterable[Trace]) -> Trace:
             known[key] = access if before is None else _joined(before, access)
     runs = min(sum(trace.runs for trace in given), RUN_LIMIT)
     reference = max(trace.reference for trace in given)
-    return bounded(Trace(first.fsid, reference, runs, tuple(known.values())))
+    files = _merged_files(use for trace in given for use in trace.files)
+    return bounded(Trace(first.fsid, reference, runs, tuple(known.values()), files))
+
+
+def _merged_files(uses: Iterable[FileUse]) -> tuple[FileUse, ...]:
+    known: dict[bytes, FileUse] = {}
+    for use in uses:
+        before = known.get(use.path, use)
+        known[use.path] = FileUse(
+            use.path,
+            min(before.after_s, use.after_s),
+            max(before.chunks_read, use.chunks_read),
+            max(before.chunk_count, use.chunk_count),
+        )
+    return tuple(known.values())
 
 
 def bounded(trace: Trace) -> Trace:
-    """The trace in order of first use, without what is beyond ACCESS_LIMIT."""
+    """The trace in order of first use, without what is beyond the limits."""
     accesses = sorted(trace.accesses, key=_soonest)
     if len(accesses) > ACCESS_LIMIT:
         read = [access for access in accesses if access.demanded]
         rest = [access for access in accesses if not access.demanded]
         accesses = sorted((read + rest)[:ACCESS_LIMIT], key=_soonest)
-    return trace._replace(accesses=tuple(accesses))
+    return trace._replace(accesses=tuple(accesses), files=tuple(_bounded_files(trace.files)))
+
+
+def _bounded_files(uses: Iterable[FileUse]) -> Iterator[FileUse]:
+    room = NAMES_LIMIT_BYTES
+    for use in sorted(uses, key=lambda use: (use.after_s, use.path))[:FILE_LIMIT]:
+        room -= len(use.path)
+        if room < 0:
+            return
+        yield use
 
 
 def _soonest(access: Access) -> tuple[float, str, int]:
@@ -122,7 +168,9 @@ def _joined(one: Access, other: Access) -> Access:
 
 
 # The file: {"trace": 1, "fsid": …, "reference": …, "runs": …, "blobs": [id, …],
-# "accesses": [[blob, start, end, ms, demands, prefetches], …]}. `blob` is a position in `blobs`.
+# "accesses": [[blob, start, end, ms, demands, prefetches], …],
+# "files": [[path, ms, chunks read, chunks], …]}. `blob` is a position in `blobs`; a path has its
+# bytes that are no printable ASCII as %XX.
 
 _Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,200}\Z")]
 _Count = Annotated[int, Meta(ge=0, le=RUN_LIMIT)]
@@ -137,13 +185,24 @@ _Row = tuple[
 ]
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+_Path = Annotated[str, Meta(min_length=2, max_length=3 * 4096, pattern=r"^/[\x20-\x7e]+\Z")]
+_Use = tuple[
+    _Path,
+    Annotated[int, Meta(ge=0, le=_MOMENT_LIMIT_MS)],
+    Annotated[int, Meta(ge=1, le=1 << 32)],
+    Annotated[int, Meta(ge=1, le=1 << 32)],
+]
+_PLAIN: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     trace: int
     fsid: _Name
     reference: Annotated[str, Meta(max_length=1024, pattern=r"^[\x20-\x7e]*\Z")]
     runs: _Count
     blobs: Annotated[tuple[_Name, ...], Meta(max_length=_BLOB_LIMIT)]
     accesses: Annotated[tuple[_Row, ...], Meta(max_length=ACCESS_LIMIT)]
+    files: Annotated[tuple[_Use, ...], Meta(max_length=FILE_LIMIT)] = ()
 
 
 class _Version(msgspec.Struct, frozen=True):
@@ -156,6 +215,7 @@ VERSION: Final = 1
 def encode(trace: Trace) -> bytes:
     """The trace as compact JSON, times in whole milliseconds."""
     numbers: dict[str, int] = {}
+    kept = bounded(trace)
     rows = [
         (
             numbers.setdefault(access.blob_id, len(numbers)),
@@ -165,10 +225,19 @@ def encode(trace: Trace) -> bytes:
             access.demands,
             access.prefetches,
         )
-        for access in bounded(trace).accesses
+        for access in kept.accesses
     ]
+    files = tuple(
+        (
+            quote_from_bytes(use.path, safe=_PLAIN),
+            round(use.after_s * 1000),
+            use.chunks_read,
+            use.chunk_count,
+        )
+        for use in kept.files
+    )
     blobs = tuple(numbers)
-    file = _File(VERSION, trace.fsid, trace.reference, trace.runs, blobs, tuple(rows))
+    file = _File(VERSION, trace.fsid, trace.reference, trace.runs, blobs, tuple(rows), files)
     return msgspec.json.encode(file) + b"\n"
 
 
@@ -186,7 +255,20 @@ def decode(data: bytes) -> Trace:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"not a trace of `fscached trace export`: {error}") from None
     accesses = tuple(_accesses(file))
-    return bounded(Trace(file.fsid, file.reference, file.runs, accesses))
+    return bounded(Trace(file.fsid, file.reference, file.runs, accesses, tuple(_uses(file))))
+
+
+def _uses(file: _File) -> Iterator[FileUse]:
+    seen = set()
+    for number, (name, moment_ms, chunks_read, chunk_count) in enumerate(file.files):
+        path = unquote_to_bytes(name)
+        if b"\0" in path or len(path) > _PATH_LIMIT or path in seen or chunks_read > chunk_count:
+            raise TraceError(
+                f"file {number}: {name[:255]!r}, {chunks_read} of {chunk_count} chunks: no file's "
+                "name, there twice, or more of it than there is"
+            )
+        seen.add(path)
+        yield FileUse(path, moment_ms / 1000, chunks_read, chunk_count)
 
 
 def _accesses(file: _File) -> Iterator[Access]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fscached.prefetch import trace as module
 from fscached.prefetch.trace import (
     Access,
+    FileUse,
     Recorder,
     Trace,
     TraceError,
@@ -47,6 +48,15 @@ def access(blob: int, chunk: int, after_ms: int, demands: int = 1, prefetches: i
     return Access(BLOBS[blob], start, start + CHUNK_BYTES, moment, demands, prefetches)
 
 
+uses = st.builds(
+    lambda name, after_ms, read, more: FileUse(b"/" + name, after_ms / 1000, read, read + more),
+    st.binary(min_size=1, max_size=30).filter(lambda name: 0 not in name),
+    st.integers(0, 9999),
+    st.integers(1, 9),
+    st.integers(0, 9),
+)
+
+
 @st.composite
 def traces(draw: st.DrawFn) -> Trace:
     """A trace as a recorder or a merge of such would have it."""
@@ -58,7 +68,8 @@ def traces(draw: st.DrawFn) -> Trace:
         )
         accesses.append(access(blob, chunk, draw(st.integers(0, 9999)), demands, prefetches))
     runs = draw(st.integers(0, 5))
-    return module.bounded(Trace(FSID, "host/image:1", runs, tuple(accesses)))
+    files = draw(st.lists(uses, max_size=5, unique_by=lambda use: use.path))
+    return module.bounded(Trace(FSID, "host/image:1", runs, tuple(accesses), tuple(files)))
 
 
 @given(traces())
@@ -169,8 +180,28 @@ def test_the_largest_trace_fits_its_limit():
     """Every access with the largest numbers."""
     row = [255, (1 << 45) - 1, 1 << 45, 366 * 86_400_000, 10**6, 10**6]
     longest = len(json.dumps(row, separators=(",", ":"))) + 1
+    use = ["", 366 * 86_400_000, 1 << 32, 1 << 32]
+    names = (len(json.dumps(use, separators=(",", ":"))) + 1) * module.FILE_LIMIT
+    names += len("%00") * module.NAMES_LIMIT_BYTES
     blobs = 256 * 210
-    assert longest * module.ACCESS_LIMIT + blobs + 4096 < module.TRACE_LIMIT_BYTES
+    assert longest * module.ACCESS_LIMIT + names + blobs + 4096 < module.TRACE_LIMIT_BYTES
+
+
+def test_long_names_have_a_limit_together(monkeypatch):
+    """Those of the files that were used first are kept."""
+    monkeypatch.setattr(module, "NAMES_LIMIT_BYTES", 100)
+    files = tuple(FileUse(b"/%d" % n + b"x" * 40, n, 1, 1) for n in range(4))
+    assert decode(encode(Trace(FSID, "", 1, (), files))).files == files[:2]
+
+
+def test_names_of_files_are_merged_and_survive_whatever_their_bytes():
+    """The sooner time and the larger part; a name need not be text."""
+    odd = FileUse(b"/\xff%\n\xc3\xa4", 1.0, 1, 3)
+    runs = [Trace(FSID, "", 1, (), (odd,)), Trace(FSID, "", 1, (), (odd._replace(after_s=0.5),))]
+    merged = merge([*runs, Trace(FSID, "", 1, (), (odd._replace(chunks_read=2),))])
+    assert merged.files == (FileUse(odd.path, 0.5, 2, 3),)
+    assert decode(encode(merged)) == merged
+    assert b"/%FF%25%0A%C3%A4" in encode(merged)
 
 
 GOOD = {
@@ -186,6 +217,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"files": [["bin/sh", 0, 1, 1]]}, "files"),
+        ({"files": [["/bin/%00", 0, 1, 1]]}, "no file's name"),
+        ({"files": [["/bin/sh", 0, 2, 1]]}, "more of it than there is"),
+        ({"files": [["/bin/sh", 0, 1, 1]] * 2}, "there twice"),
         ({"trace": 2}, "version 2"),
         ({"trace": "x"}, "not a trace"),
         ({"extra": 1}, "not a trace"),
