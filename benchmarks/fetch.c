@@ -1,27 +1,38 @@
 /*
- * The least that moves a blob from a registry to a disk: one connection, one range after the other,
- * recv into aligned memory, direct pwrite. No digests.
+ * The least that moves a blob from a registry to a disk: recv into aligned memory, direct pwrite, at
+ * most 1 MiB at once. No digests.
  *
- * usage: fetch PORT PATH SIZE_BYTES RANGE_BYTES FILE
+ * usage: fetch PORT PATH SIZE_BYTES RANGE_BYTES CONNECTIONS FILE
  *
- * The server is on the loopback. Prints the seconds it took.
+ * The server is on the loopback. Every connection has a thread of its own, which asks for one range
+ * after the other, whichever is next. Prints the seconds it took, and those of processors.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #define BLOCK_BYTES 4096UL
+#define PIECE_BYTES (1UL << 20)
 #define HEAD_BYTES_MAX 8192
+#define CONNECTIONS_MAX 64
 
-static int connect_to(int port)
+static int port, file;
+static const char *path;
+static size_t size, range;
+static atomic_size_t next;
+
+static int connect_to_server(void)
 {
 	struct sockaddr_in address = {
 		.sin_family = AF_INET,
@@ -35,7 +46,7 @@ static int connect_to(int port)
 	return connection;
 }
 
-static void request(int connection, const char *path, size_t start, size_t end)
+static void request(int connection, size_t start, size_t end)
 {
 	char text[1024];
 	int length = snprintf(text, sizeof(text),
@@ -64,6 +75,40 @@ static void skip_head(int connection)
 	recv(connection, head, end + 4 - head, 0);
 }
 
+/* The body's bytes [start, end) of the blob, to the same place of the file. */
+static void move(int connection, char *memory, size_t start, size_t end)
+{
+	for (; start < end; start += PIECE_BYTES) {
+		size_t length = end - start < PIECE_BYTES ? end - start : PIECE_BYTES;
+		size_t padded = (length + BLOCK_BYTES - 1) & -BLOCK_BYTES;
+
+		if (recv(connection, memory, length, MSG_WAITALL) != (ssize_t)length)
+			err(1, "recv");
+		memset(memory + length, 0, padded - length);
+		if (pwrite(file, memory, padded, start) != (ssize_t)padded)
+			err(1, "pwrite");
+	}
+}
+
+static void *fetch(void *unused)
+{
+	char *memory = mmap(NULL, PIECE_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	int connection = connect_to_server();
+	size_t start;
+
+	if (memory == MAP_FAILED)
+		err(1, "mmap");
+	while ((start = atomic_fetch_add(&next, range)) < size) {
+		size_t end = size - start < range ? size : start + range;
+
+		request(connection, start, end);
+		skip_head(connection);
+		move(connection, memory, start, end);
+	}
+	return unused;
+}
+
 static double now(void)
 {
 	struct timespec time;
@@ -72,30 +117,36 @@ static double now(void)
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
+static double used(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_utime.tv_sec + usage.ru_stime.tv_sec +
+	       (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
 int main(int argc, char **argv)
 {
-	if (argc != 6)
-		errx(2, "usage: fetch PORT PATH SIZE_BYTES RANGE_BYTES FILE");
-	size_t size = strtoull(argv[3], NULL, 10), range = strtoull(argv[4], NULL, 10);
-	int file = open(argv[5], O_WRONLY | O_CREAT | O_TRUNC | O_DIRECT, 0600);
-	char *memory = mmap(NULL, range + BLOCK_BYTES, PROT_READ | PROT_WRITE,
-			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	pthread_t threads[CONNECTIONS_MAX];
+	int connections = argc == 7 ? atoi(argv[5]) : 0;
 
-	if (file < 0 || memory == MAP_FAILED || ftruncate(file, size))
-		err(1, "%s", argv[5]);
-	double began = now();
-	int connection = connect_to(atoi(argv[1]));
-	for (size_t start = 0; start < size; start += range) {
-		size_t length = size - start < range ? size - start : range;
-		size_t padded = (length + BLOCK_BYTES - 1) & -BLOCK_BYTES;
-
-		request(connection, argv[2], start, start + length);
-		skip_head(connection);
-		if (recv(connection, memory, length, MSG_WAITALL) != (ssize_t)length)
-			err(1, "recv");
-		memset(memory + length, 0, padded - length);
-		if (pwrite(file, memory, padded, start) != (ssize_t)padded)
-			err(1, "pwrite");
-	}
-	printf("%.6f\n", now() - began);
+	if (connections < 1 || connections > CONNECTIONS_MAX)
+		errx(2, "usage: fetch PORT PATH SIZE_BYTES RANGE_BYTES CONNECTIONS FILE");
+	port = atoi(argv[1]);
+	path = argv[2];
+	size = strtoull(argv[3], NULL, 10);
+	range = strtoull(argv[4], NULL, 10);
+	if (!range || range % BLOCK_BYTES)
+		errx(2, "a range is a multiple of %lu bytes", BLOCK_BYTES);
+	file = open(argv[6], O_WRONLY | O_CREAT | O_TRUNC | O_DIRECT, 0600);
+	if (file < 0 || ftruncate(file, size))
+		err(1, "%s", argv[6]);
+	double began = now(), before = used();
+	for (int i = 0; i < connections; i++)
+		if (pthread_create(threads + i, NULL, fetch, NULL))
+			errx(1, "no thread");
+	for (int i = 0; i < connections; i++)
+		pthread_join(threads[i], NULL);
+	printf("%.6f %.6f\n", now() - began, used() - before);
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from harness import command, store
 
 HERE = Path(__file__).resolve().parent.parent
-CFLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static")
+CFLAGS = ("-O2", "-Wall", "-Wextra", "-Werror", "-static", "-pthread")
 PASSTHROUGH = Path("/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c")
 """From libfuse3-dev."""
 

@@ -48,8 +48,9 @@ class Bench:
         url = f"/v2/plain/blobs/sha256:{blob_id}"
         cache = self._begin()
         port = self._registry.address.rpartition(":")[2]
-        words = [f"{PROGRAMS}/fetch", port, url, str(size_bytes), str(RANGE_BYTES)]
-        seconds = self._guest.run([*words, f"{cache}/blob"], timeout_s=300).stdout
+        words = [f"{PROGRAMS}/fetch", port, url, str(size_bytes), str(RANGE_BYTES), "1"]
+        said = self._guest.run([*words, f"{cache}/blob"], timeout_s=300).stdout
+        seconds, _ = said.split()
         self.figures["c"].append(size_bytes / MB / float(seconds))
 
     def read(self, name: str) -> None:

@@ -1,0 +1,136 @@
+"""nginx on the loopback: a web server for files, and what speaks TLS for a registry."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+NAME = "origin.test"
+"""What the certificate is for beside 127.0.0.1: a registry on a numeric loopback address is spoken
+to without TLS."""
+
+PATIENCE_S = 20.0
+
+_CONFIGURATION = """\
+daemon off;
+user root;
+worker_processes 1;
+pid {directory}/pid;
+error_log {directory}/errors warn;
+events {{}}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 1000000;
+    client_body_temp_path {directory}/t1;
+    proxy_temp_path {directory}/t2;
+    fastcgi_temp_path {directory}/t3;
+    uwsgi_temp_path {directory}/t4;
+    scgi_temp_path {directory}/t5;
+    server {{
+        listen 127.0.0.1:{ports.http};
+        listen 127.0.0.1:{ports.https} ssl;
+        ssl_protocols TLSv1.3;
+        ssl_certificate {directory}/server.pem;
+        ssl_certificate_key {directory}/server.pem;
+        {locations}
+    }}
+}}
+"""
+
+_REGISTRY = """\
+location / {{
+            proxy_pass http://{address};
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffers 16 128k;
+            proxy_buffer_size 128k;
+            proxy_busy_buffers_size 256k;
+            proxy_max_temp_file_size 0;
+        }}"""
+
+_BLOBS = """\
+location ~ "^/v2/.+/blobs/sha256:(([0-9a-f]{{2}})[0-9a-f]{{62}})$" {{
+            alias {storage}/docker/registry/v2/blobs/sha256/$2/$1/data;
+        }}
+        """
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The same by HTTP and by HTTPS."""
+
+    http: int
+    https: int
+
+
+def certificates(directory: Path) -> Path:
+    """Make `server.pem`, key and certificate, in `directory`, and the authority's certificate
+    beside it, which is returned."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(directory / "authority.pem")
+    made = authority.issue_cert(NAME, "127.0.0.1")
+    made.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
+    return directory / "authority.pem"
+
+
+def configuration(directory: str, ports: Ports, locations: str) -> str:
+    """What nginx reads; its own files and `server.pem` are in `directory`."""
+    return _CONFIGURATION.format(directory=directory, ports=ports, locations=locations)
+
+
+def files(directory: Path) -> str:
+    """Locations: the files of a directory."""
+    return f"root {directory};"
+
+
+def registry(address: str, storage: str = "") -> str:
+    """Locations: a registry at `address`. With its `storage` it is not asked for blobs: nginx
+    sends their files."""
+    blobs = _BLOBS.format(storage=storage) if storage else ""
+    return blobs + _REGISTRY.format(address=address)
+
+
+@contextmanager
+def on_host(directory: Path, locations: str) -> Iterator[Ports]:
+    """Run one on this machine, with the certificate in `directory`. Raises SystemExit when it does
+    not listen."""
+    ports = _free_ports()
+    conf = directory / "nginx.conf"
+    conf.write_text(configuration(str(directory), ports, locations))
+    program = shutil.which("nginx", path="/usr/sbin:/usr/bin")
+    if program is None:
+        raise SystemExit("nginx is missing: scripts/setup installs it")
+    command: list[str | Path] = [program, "-p", directory, "-c", conf, "-e", directory / "errors"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            _await(process, ports, directory)
+            yield ports
+        finally:
+            # Its worker ends with it.
+            process.terminate()
+
+
+def _free_ports() -> Ports:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        return Ports(*(found.getsockname()[1] for found in sockets))
+
+
+def _await(process: subprocess.Popen[bytes], ports: Ports, directory: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as trial:
+            if trial.connect_ex(("127.0.0.1", ports.https)) == 0:
+                return
+        time.sleep(0.01)
+    raise SystemExit(f"nginx does not listen: {(directory / 'errors').read_text()[-2000:]}")
