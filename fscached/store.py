@@ -28,12 +28,11 @@ from rafs_v6 import ImageError
 from rafs_v6.blob import BlobMeta, ChunkMap, has_trusted_toc
 from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.layout import BlobEntry
-from rafs_v6.oci import BLOB_ANNOTATION, BOOTSTRAP_ANNOTATION
+from rafs_v6.oci import BLOB_ANNOTATION, BOOTSTRAP_ANNOTATION, BOOTSTRAP_NAMES
 
 log = logging.getLogger(__name__)
 
 BOOTSTRAP_LIMIT_BYTES = 1024 * 1024 * 1024
-BOOTSTRAP_NAMES = ("image/image.boot", "image.boot")
 
 _PIECE = struct.Struct("<QQ")
 
@@ -100,7 +99,7 @@ def unpack_bootstrap(layer: bytes) -> bytes:
                     return _member(archive, member)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ImageError(f"the bootstrap layer is not a tar archive: {error}") from error
-    raise ImageError(f"the bootstrap layer holds none of {', '.join(BOOTSTRAP_NAMES)}")
+    raise ImageError(f"the bootstrap layer holds none of {', '.join(sorted(BOOTSTRAP_NAMES))}")
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -106,12 +106,15 @@ class ImageBuilder:
         return Image(bootstrap.pack(self._prefetched(placement)), blobs)
 
     def _prefetched(self, placement: Placement) -> list[int]:
-        nodes = [lookup(placement.root.node, name) for name in self._form.prefetch]
-        nids = {inode.node: inode.nid for inode in placement.inodes}
-        for name, node in zip(self._form.prefetch, nodes, strict=True):
+        root = placement.root.node
+        named = [(name, lookup(root, name)) for name in self._form.prefetch]
+        for name, node in named:
             if node is None:
                 raise ImageError(f"{fsdecode(name)}: to be prefetched, but not in the image")
-        return [nids[node] for node in nodes if node]
+        hinted = [lookup(root, name) for name in self._form.hints]
+        nodes = [node for _, node in named] + [node for node in hinted if node and node.is_regular]
+        nids = {inode.node: inode.nid for inode in placement.inodes}
+        return [nids[node] for node in dict.fromkeys(nodes) if node]
 
 
 class _Placed(NamedTuple):

@@ -15,6 +15,7 @@ import msgspec
 
 from rafs_v6 import ImageError
 from rafs_v6.archive import Archive
+from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.build import ImageBuilder
 from rafs_v6.layout import BlobEntry
 from rafs_v6.oci import (
@@ -69,12 +70,16 @@ class Watcher(Protocol):
 
 
 class Converted(NamedTuple):
-    """A RAFS image: its manifest's descriptor, the manifest, and what it holds."""
+    """A RAFS image: its manifest's descriptor, the manifest, and what it holds.
+
+    `prefetch_entries` is how many files and directories its prefetch table names.
+    """
 
     descriptor: Descriptor
     manifest: Manifest
     bootstrap_bytes: int
     blobs: tuple[BlobEntry, ...]
+    prefetch_entries: int
 
 
 def directory_layer(directory: Path) -> Layer:
@@ -134,7 +139,8 @@ def convert(
     manifest = _manifest(image.bootstrap, descriptors, kept, config, target)
     stored = target.add(msgspec.json.encode(manifest), MANIFEST)
     listed = msgspec.structs.replace(stored, platform=platform, artifact_type=RAFS_IMAGE)
-    return Converted(listed, manifest, len(image.bootstrap), image.blobs)
+    entries = len(Bootstrap(image.bootstrap).prefetch_nids())
+    return Converted(listed, manifest, len(image.bootstrap), image.blobs, entries)
 
 
 def _data_bytes(tree: Node) -> int:

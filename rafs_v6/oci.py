@@ -34,6 +34,8 @@ BOOTSTRAP_ANNOTATION = "containerd.io/snapshot/nydus-bootstrap"
 VERSION_ANNOTATION = "containerd.io/snapshot/nydus-fs-version"
 TAG_ANNOTATION = "org.opencontainers.image.ref.name"
 BOOTSTRAP_NAME = "image/image.boot"
+BOOTSTRAP_NAMES = frozenset({BOOTSTRAP_NAME, "image.boot"})
+"""Where builders have put it."""
 
 MAX_DOCUMENT_BYTES = 4 << 20
 """Largest index, manifest or configuration, as most registries have it."""

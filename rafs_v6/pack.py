@@ -50,7 +50,8 @@ class Format:
     """How to write an image. Chunks are a power of two of bytes, 4 KiB to 16 MiB.
 
     `prefetch` names files and directories whose data comes first in each blob, and which the
-    bootstrap recommends to fetch before anybody asks.
+    bootstrap recommends to fetch before anybody asks. `hints` are names of files that come behind
+    those, as far as they are there: what was read of an image that this one may be a newer one of.
     """
 
     compressor: Compressor = Compressor.ZSTD
@@ -58,6 +59,7 @@ class Format:
     chunk_bytes: int = 1 << 20
     chunk_info_v2: bool = False
     prefetch: Sequence[bytes] = ()
+    hints: Sequence[bytes] = ()
 
     def __post_init__(self) -> None:
         if self.chunk_bytes.bit_count() != 1 or not (
@@ -155,7 +157,7 @@ def pack(
 def _files(tree: Node, chunks: Chunks, form: Format) -> list[tuple[bytes, Node]]:
     """Files whose chunks are not known yet, each under its first name, in the order of the best
     rank that one of its names has."""
-    ranking = Ranking(form.prefetch)
+    ranking = Ranking((*form.prefetch, *form.hints))
     files: dict[Node, tuple[int, bytes]] = {}
     for group in groups(tree):
         for name, node in group.entries:

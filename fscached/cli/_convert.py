@@ -15,6 +15,7 @@ from fscached import config
 from fscached.cli import Usage
 from fscached.cli._layout import LAYOUT_PREFIX, machine_platform, open_layout
 from fscached.cli._progress import watcher
+from fscached.cli._recommendation import names, read_trace, say_missing
 from fscached.cli.status import size
 from fscached.failure import Failure, Missing
 from fscached.source.reference import Reference, ReferenceError
@@ -42,16 +43,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> Converted:
+    trace = read_trace(arguments.trace) if arguments.trace else None
     form = Format(
         compressor=Compressor[arguments.compressor.upper()],
         digester=Digest[arguments.digester.upper()],
         chunk_bytes=chunk_bytes(arguments.chunk_size),
         prefetch=tuple(os.fsencode(path) for path in arguments.prefetch),
+        hints=names(trace) if trace is not None else (),
     )
     layers, config = _source(arguments)
     with _target(arguments.target, arguments.config) as target, watcher(len(layers)) as watch:
         converted = convert(layers, config, target.layout, form, watch)
         target.publish(converted)
+    wanted = len(form.prefetch) + len(form.hints)
+    if converted.blobs and converted.prefetch_entries < wanted:
+        say_missing(wanted - converted.prefetch_entries, wanted)
     return converted
 
 
@@ -107,11 +113,11 @@ def _target(text: str, config_file: str | None) -> Iterator[_Target]:
     except ReferenceError as error:
         raise Usage(str(error), f"or {LAYOUT_PREFIX}DIR") from None
     settings = config.load(config_file)
-    from fscached.cli._push import push
+    from fscached.cli._registry import push
 
     with tempfile.TemporaryDirectory(prefix="fscached-image-") as directory:
         layout = Layout(Path(directory), create=True)
-        yield _Target(layout, lambda converted: push(converted, layout, reference, settings))
+        yield _Target(layout, lambda converted: push(converted, layout.path, reference, settings))
 
 
 def _summary(target: str, converted: Converted) -> dict[str, Any]:
@@ -119,6 +125,7 @@ def _summary(target: str, converted: Converted) -> dict[str, Any]:
         "target": target,
         "digest": converted.descriptor.digest,
         "bootstrap_bytes": converted.bootstrap_bytes,
+        "prefetch_entries": converted.prefetch_entries,
         "layers": [
             {"digest": layer.digest, "size_bytes": layer.size, "media_type": layer.media_type}
             for layer in converted.manifest.layers

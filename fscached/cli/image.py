@@ -1,4 +1,4 @@
-"""`fscached image`: make RAFS v6 images, and say what is wrong with one."""
+"""`fscached image`: make RAFS v6 images, improve them, and say what is wrong with one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fscached.cli import Subparsers
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "image",
-        help="convert images to RAFS v6, check them",
+        help="convert images to RAFS v6, optimize and check them",
         description="Make images whose files arrive when read, and check them.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_convert(verbs)
+    _add_optimize(verbs)
     check = verbs.add_parser(
         "check",
         help="say everything that is wrong with an image",
@@ -66,9 +67,40 @@ def _add_convert(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         default=[],
         help="a file or directory whose data comes first in its blob",
     )
+    convert.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="what was read of an earlier image (`fscached trace export`): comes first too",
+    )
     convert.add_argument("--config", metavar="FILE", help="configuration file, for its [source]")
     _add_output(convert)
     convert.set_defaults(run=run_convert)
+
+
+def _add_optimize(verbs: Subparsers[argparse.ArgumentParser]) -> None:
+    optimize = verbs.add_parser(
+        "optimize",
+        help="give an image a prefetch table that follows a trace",
+        description="Give a RAFS v6 image another prefetch table. All its blobs stay as they are, "
+        "so nothing is stored or fetched twice; `convert --trace` places their data anew.",
+    )
+    optimize.add_argument("source", metavar="SRC", help="oci:DIR[:TAG], or a registry's reference")
+    optimize.add_argument(
+        "target",
+        metavar="DST",
+        help="oci:DIR[:TAG], or a registry's reference: another tag of SRC's repository",
+    )
+    optimize.add_argument("--trace", metavar="FILE", help="what `fscached trace export` wrote")
+    optimize.add_argument(
+        "--prefetch",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a file or directory to come before what the trace says",
+    )
+    optimize.add_argument("--config", metavar="FILE", help="configuration file, for its [source]")
+    _add_output(optimize)
+    optimize.set_defaults(run=run_optimize)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -81,6 +113,12 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from fscached.cli import _convert
 
     return _convert.run(arguments)
+
+
+def run_optimize(arguments: argparse.Namespace) -> int:
+    from fscached.cli import _optimize
+
+    return _optimize.run(arguments)
 
 
 def run_check(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,84 @@
+"""What an image should recommend to fetch first: names given, and what a trace says was read."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fscached.failure import Failure, Missing
+from fscached.prefetch.files import uses
+from fscached.prefetch.trace import TRACE_LIMIT_BYTES, Trace, TraceError, decode
+from rafs_v6 import ImageError
+from rafs_v6.bootstrap import Bootstrap
+from rafs_v6.layout import FileType
+
+
+def read_trace(name: str) -> Trace:
+    """A trace from a file. Raises Missing when there is none, Failure when it is no trace."""
+    try:
+        with Path(name).open("rb") as file:
+            data = file.read(TRACE_LIMIT_BYTES + 1)
+    except FileNotFoundError:
+        raise Missing(f"{name}: no such file", "export it with `fscached trace export`") from None
+    try:
+        return decode(data)
+    except TraceError as error:
+        raise Failure(name, str(error)) from None
+
+
+def names(trace: Trace) -> tuple[bytes, ...]:
+    """Files for an image built anew, first used first. Raises Failure when the trace has no names.
+
+    Files of which less than half was read are left out: a table has whole files only.
+    """
+    if not trace.files:
+        raise Failure(
+            f"the trace of {trace.reference or trace.fsid[:12]} names no files",
+            "export it with `fscached trace export` where the image is, which adds the names",
+        )
+    return tuple(use.path.strip(b"/") for use in trace.files if use.mostly)
+
+
+def recommended(image: Bootstrap, trace: Trace | None, given: Sequence[str]) -> list[int]:
+    """Inodes of an image, in order: the paths given, then what the trace says.
+
+    A trace of this image's blobs is taken as it is; another one by the names in it. Raises Failure
+    and ImageError.
+    """
+    wanted = [os.fsencode(path).strip(b"/") for path in given]
+    found = _nids(image, wanted, directories=True)
+    for path, name in zip(wanted, given, strict=True):
+        if path not in found:
+            raise ImageError(f"{name}: to be prefetched, but not in the image")
+    nids = [found[path] for path in wanted]
+    if trace is not None:
+        nids += _traced(image, trace)
+    return list(dict.fromkeys(nids))
+
+
+def _traced(image: Bootstrap, trace: Trace) -> list[int]:
+    ids = {blob.blob_id for blob in image.blobs}
+    if any(access.blob_id in ids for access in trace.accesses):
+        return [use.file.nid for use in uses(image, trace.accesses) if use.brief.mostly]
+    wanted = names(trace)
+    found = _nids(image, wanted, directories=False)
+    if len(found) < len(wanted):
+        say_missing(len(wanted) - len(found), len(wanted))
+    return [found[path] for path in wanted if path in found]
+
+
+def say_missing(missing: int, total: int) -> None:
+    """A newer image need not have all that was read of an older one."""
+    print(f"{missing} of {total} names are not in the image, or there twice", file=sys.stderr)
+
+
+def _nids(image: Bootstrap, wanted: Iterable[bytes], *, directories: bool) -> dict[bytes, int]:
+    kinds = {FileType.REGULAR, FileType.DIRECTORY} if directories else {FileType.REGULAR}
+    names = set(wanted)
+    return {
+        path.strip(b"/"): inode.nid
+        for path, inode in (image.walk() if names else ())
+        if path.strip(b"/") in names and inode.type in kinds
+    }
