@@ -8,12 +8,15 @@ from pathlib import Path
 from cffi import FFI
 
 SOURCE = """
+#define _GNU_SOURCE
 #include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/cachefiles.h>
+#include <linux/falloc.h>
 #include <linux/fanotify.h>
 #include <linux/mount.h>
 
@@ -63,11 +66,17 @@ static int sys_fanotify_init(unsigned int flags, unsigned int event_flags)
 static int sys_fanotify_mark(int group_fd, unsigned int flags, uint64_t mask, int file_fd)
 { return syscall(SYS_fanotify_mark, group_fd, flags, mask, file_fd, NULL); }
 
+static int sys_fallocate(int fd, int mode, int64_t offset, int64_t length)
+{ return syscall(SYS_fallocate, fd, mode, offset, length); }
+
+static int sys_unshare(int flags)
+{ return syscall(SYS_unshare, flags); }
+
 static int sys_umount2(const char *target, int flags)
 { return syscall(SYS_umount2, target, flags); }
 """
 
 ffibuilder = FFI()
-for header in ("cachefiles.h", "fanotify.h", "mount.h"):
+for header in ("cachefiles.h", "fanotify.h", "files.h", "mount.h"):
     ffibuilder.cdef(Path(__file__).with_name(header).read_text())
 ffibuilder.set_source("cdefs._abi", SOURCE)

@@ -32,6 +32,7 @@ from fscached.transport import (
     Ticket,
     Wanted,
 )
+from fscached.transport import CacheFile as DiskFile
 
 READ_BYTES_MAX = 128 * 1024
 _FFI = FFI()
@@ -54,6 +55,49 @@ class CacheFile:
     data: bytearray = field(repr=False)
     resident: set[int] = field(default_factory=set, repr=False)
     """Numbers of the blocks that were written."""
+    linked: bool = False
+    """It has a name: since its first CLOSE."""
+    used_s: float = 0.0
+
+
+class FakeFiles:
+    """The cache's directory, as `Files`."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self.tidied: list[str] = []
+        self.errors: list[OSError] = []
+        """The next commands fail with these, one each."""
+
+    def path(self, key: ObjectKey) -> str:
+        return f"/cache/{key.volume}/{key.cookie}"
+
+    def listed(self) -> Iterator[DiskFile]:
+        for key, file in list(self._kernel.cache_files.items()):
+            if file.linked:
+                allocated = len(file.resident) * BLOCK_BYTES
+                yield DiskFile(key, self.path(key), file.size_bytes, allocated, file.used_s)
+
+    def found(self, cookie: str) -> list[DiskFile]:
+        return [file for file in self.listed() if file.key.cookie == cookie]
+
+    def touch(self, key: ObjectKey, used_s: float) -> None:
+        if (file := self._kernel.cache_files.get(key)) and file.linked:
+            file.used_s = used_s
+
+    def cull(self, key: ObjectKey) -> bool:
+        if self.errors:
+            raise self.errors.pop(0)
+        if self._kernel.uses(key):
+            return False
+        file = self._kernel.cache_files.get(key)
+        if file is not None and file.linked:
+            self._kernel.free_bytes += len(file.resident) * BLOCK_BYTES
+            del self._kernel.cache_files[key]
+        return True
+
+    def tidy(self, volume: str) -> None:
+        self.tidied.append(volume)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +150,9 @@ class FakeKernel:
         self._thread = threading.get_ident()
         self._thawed = threading.Event()
         self._thawed.set()
+        self.files = FakeFiles(self)
+        self.closing: set[ObjectKey] = set()
+        """Closed, and still in use for a moment: `cachefiles_commit_object` comes after CLOSE."""
         self.free_bytes = 1 << 40
         self.floor_bytes = 0
         self.asked: list[Wanted] = []
@@ -155,6 +202,8 @@ class FakeKernel:
     def umount(self, key: ObjectKey) -> None:
         """End the object; its file stays."""
         object = self._keys.pop(key)
+        if key in self._files:
+            self._files[key].linked = True
         if object.state in {State.OPENING, State.OPEN}:
             self._send(Closed(object.id))
         self._retire(object, State.CLOSED)
@@ -185,6 +234,15 @@ class FakeKernel:
         self._keys[key].deaf_answers = 0
 
     # The observer.
+
+    @property
+    def cache_files(self) -> dict[ObjectKey, CacheFile]:
+        """All there are, those without a name too."""
+        return self._files
+
+    def uses(self, key: ObjectKey) -> bool:
+        """Whether the kernel has the file in use."""
+        return key in self._keys or key in self.closing
 
     @property
     def unanswered(self) -> int:

@@ -15,7 +15,7 @@ SCENARIOS = Path(__file__).with_name("transport_scenarios.py")
 CHUNK_BYTES = 1 << 20
 NAMES = (
     *("life", "before copen", "prefix", "suffix", "never", "killed reader", "full disk"),
-    *("machine", "inheritance", "mounts", "takeover"),
+    *("machine", "inheritance", "mounts", "takeover", "culling"),
 )
 
 Seen = dict[str, Any]
@@ -111,6 +111,20 @@ def test_mounts_and_what_they_say(seen: Seen) -> None:
     assert said["left"] == 0
     assert said["nobody"].startswith("MountError")
     assert "nothing is mounted" in said["not mounted"]
+
+
+def test_cache_files_are_found_and_culled(seen: Seen) -> None:
+    """A new file has no name, a linked one has the computed one; in use it stays, and reads of it
+    go on; later it goes, its volume's directories too, and the next mount begins anew."""
+    it = seen["culling"]
+    assert it["new"] == []
+    assert it["listed"] == it["computed"] and len(it["listed"]) == 2
+    assert it["in use"] == [False, False]
+    assert it["still right"]
+    assert it["left"] == [] and it["again"] == [True, True]
+    assert it["volumes"] == [] and it["graves"] == []
+    assert it["cold again"]
+    assert it["cwd"] == it["cwd after"]
 
 
 def test_a_successor_answers_what_was_pending(seen: Seen) -> None:

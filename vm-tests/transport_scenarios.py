@@ -7,6 +7,7 @@ blob file begins with its cache file.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -28,7 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from fscached.config import Cache, Kernel
-from fscached.transport import Closed, NotReady, Opened, OutOfSpace, Wanted, mount, probe
+from fscached.transport import (
+    Closed,
+    NotReady,
+    ObjectKey,
+    Opened,
+    OutOfSpace,
+    Wanted,
+    mount,
+    probe,
+)
 from fscached.transport import cachefiles as module
 from fscached.transport.cachefiles import Cachefiles, Culling
 from rafs_v6.build import ImageBuilder
@@ -77,10 +87,10 @@ class Daemon:
         """Whether it has answered this READ itself."""
         if device_fd is None:
             os.makedirs(CACHE, exist_ok=True)
-            self.transport = Cachefiles.open()
-            self.transport.bind(CACHE, "test", Culling(), Culling())
+            self.transport = Cachefiles.open(CACHE)
+            self.transport.bind("test", Culling(), Culling())
         else:
-            self.transport = Cachefiles.adopt(device_fd)
+            self.transport = Cachefiles.adopt(device_fd, CACHE)
             self.transport.restore()
         self._stop_reader, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._serve)
@@ -343,7 +353,7 @@ def machine() -> dict[str, Any]:
 def second() -> str:
     """What another process that wants the device is told."""
     try:
-        Cachefiles.open()
+        Cachefiles.open(CACHE)
     except OSError as error:
         return probe.explain_open_failure(error)
     return "it got the device"
@@ -383,8 +393,8 @@ def takeover() -> dict[str, Any]:
     subprocess.run(["rm", "-rf", CACHE], check=True)
     os.makedirs(CACHE)
     device = os.open("/dev/cachefiles", os.O_RDWR)
-    holder = Cachefiles.adopt(device)
-    holder.bind(CACHE)
+    holder = Cachefiles.adopt(device, CACHE)
+    holder.bind()
     asked_reader, asked = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -410,6 +420,51 @@ def takeover() -> dict[str, Any]:
     return result
 
 
+def culling() -> dict[str, Any]:
+    """Cache files while they are nameless, in use, and left over."""
+    with serving() as daemon:
+        files, said = daemon.transport.files, {"cwd": os.getcwd()}
+        keys = [ObjectKey(DOMAIN, cookie) for cookie in image()]
+        with mounted():
+            right("large")
+            said["new"] = [str(file.key) for file in files.listed()]
+        settled(lambda: len(list(files.listed())) == len(keys))
+        said["listed"] = sorted((file.key, file.path) for file in files.listed())
+        said["computed"] = sorted((key, files.path(key)) for key in keys)
+        with mounted():
+            right("small")
+            said["in use"] = in_a_thread(lambda: [files.cull(key) for key in keys])
+            in_a_thread(lambda: files.tidy(DOMAIN))
+            said["still right"] = right("large")
+        settled(lambda: in_a_thread(lambda: all(files.cull(key) for key in keys)))
+        said["left"] = [file.path for file in files.listed()]
+        said["again"] = in_a_thread(lambda: [files.cull(key) for key in keys])
+        settled(lambda: in_a_thread(lambda: files.tidy(DOMAIN)) or not volumes())
+        said["volumes"] = volumes()
+        said["graves"] = os.listdir(f"{CACHE}/graveyard")
+        with mounted():
+            said["cold again"] = right("small")
+        said["cwd after"] = os.getcwd()
+        return said
+
+
+def volumes() -> list[str]:
+    return os.listdir(f"{CACHE}/cache")
+
+
+def settled(done: Callable[[], bool]) -> None:
+    """The kernel closes some milliseconds after an umount."""
+    deadline = time.monotonic() + 10
+    while not done() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def in_a_thread(task: Callable[[], Any]) -> Any:
+    """As the daemon does: a thread has its own working directory."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(task).result()
+
+
 def mountable() -> bool:
     try:
         mount.mount_fsid(TARGET, FSID, DOMAIN)
@@ -430,6 +485,7 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
     "inheritance": inheritance,
     "mounts": mounts,
     "takeover": takeover,
+    "culling": culling,
     "transcript": transcript,
 }
 SCENARIO_TIMEOUT_S = 60

@@ -6,7 +6,7 @@ What does not: event loops, chunks, sources. Called by `fscached.daemon` and `fs
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NewType, Protocol
 
 ObjectId = NewType("ObjectId", int)
@@ -51,6 +51,18 @@ class Closed(NamedTuple):
 Event = Opened | Wanted | Closed
 
 
+class CacheFile(NamedTuple):
+    """A file of the cache on the disk."""
+
+    key: ObjectKey
+    path: str
+    size_bytes: int
+    allocated_bytes: int
+    """What it takes of the disk: its holes take nothing."""
+    used_s: float
+    """When it was used last, in seconds since 1970: its atime, the one place where that is kept."""
+
+
 class NotReady(Exception):
     """The kernel does not answer for this object's file yet (cachefiles: before copen and some
     milliseconds after it). The first READ says it does; until then ask again later."""
@@ -58,6 +70,37 @@ class NotReady(Exception):
 
 class OutOfSpace(OSError):
     """The cache file system has less free space than the kernel's floor (ENOBUFS or ENOSPC)."""
+
+
+class Files(Protocol):
+    """The cache files of one transport. All of it blocks, and is called from one thread."""
+
+    def path(self, key: ObjectKey) -> str:
+        """Where an object's file is, if it has one. Raises OSError for impossible names."""
+        ...
+
+    def listed(self) -> Iterator[CacheFile]:
+        """All that have a name. Raises OSError."""
+        ...
+
+    def found(self, cookie: str) -> list[CacheFile]:
+        """Those of one cookie, in whatever volume. Raises OSError."""
+        ...
+
+    def touch(self, key: ObjectKey, used_s: float) -> None:
+        """Say when a file was used last; nothing where it has no name. Raises OSError."""
+        ...
+
+    def cull(self, key: ObjectKey) -> bool:
+        """Delete a file; one that is not there is gone already. False: somebody has it in use.
+
+        Raises OSError.
+        """
+        ...
+
+    def tidy(self, volume: str) -> None:
+        """Take away what a volume without files leaves behind. Raises OSError."""
+        ...
 
 
 class Transport(Protocol):
@@ -69,6 +112,11 @@ class Transport(Protocol):
 
     needs_holder: bool
     """Whether readers get wrong bytes, not errors, when nobody holds `holdings` any more."""
+
+    @property
+    def files(self) -> Files:
+        """What lies on the disk."""
+        ...
 
     @property
     def holdings(self) -> dict[str, int]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
 
-from fscached.transport import BLOCK_BYTES
+from fscached.transport import BLOCK_BYTES, CacheFile, ObjectKey
 
 NO_SPACE = frozenset({errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT})
 
@@ -41,6 +42,29 @@ def write_all(fd: int, offset: int, memory: memoryview) -> None:
         if not count:
             raise OSError(errno.EIO, "the write stopped short")
         memory, offset = memory[count:], offset + count
+
+
+def described(key: ObjectKey, path: str) -> CacheFile:
+    """A file as it lies on the disk. Raises OSError."""
+    state = os.lstat(path)
+    # st_blocks counts 512 bytes each whatever the file system's blocks are, stat(2).
+    return CacheFile(key, path, state.st_size, state.st_blocks * 512, state.st_atime)
+
+
+def touch(path: str, used_s: float) -> None:
+    """Set the atime of a file, if it is there. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        used_ns = round(used_s * 1e9)
+        os.utime(path, ns=(used_ns, os.lstat(path).st_mtime_ns), follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """A descriptor, closed at the end."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def round_up(size_bytes: int) -> int:

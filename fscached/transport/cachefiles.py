@@ -46,6 +46,7 @@ from fscached.transport.cache_file import (
     worth_a_line,
     write_all,
 )
+from fscached.transport.cookie_files import VOLUME_PREFIX, CookieFiles
 
 DEVICE = "/dev/cachefiles"
 DEVICE_NAME = "cachefiles"
@@ -58,7 +59,6 @@ _DRAIN_MESSAGES_MAX = 1024
 _ONE_OPEN_FAILED = {errno.EEXIST, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFAULT}
 """A failing read of the device takes one OPEN out of the queue and fails it, nothing else."""
 
-_VOLUME_PREFIX = b"erofs,"
 _OFFSET_MAX = (1 << 63) - 1
 
 
@@ -117,43 +117,45 @@ class Cachefiles:
     name = "cachefiles"
     needs_holder = False
 
-    def __init__(self, device_fd: int) -> None:
+    def __init__(self, device_fd: int, directory: str) -> None:
+        """`directory`: the cache's."""
         self.counts = Counts()
+        self.files = CookieFiles(device_fd, directory)
         self.supports_restore = False
         self._device = device_fd
+        self._directory = directory
         self._objects: dict[ObjectId, _Object] = {}
         self._lost: list[Event] = []
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, device: str = DEVICE) -> Self:
-        """Open the device; `bind` comes next.
+    def open(cls, directory: str, device: str = DEVICE) -> Self:
+        """Open the device for a cache in `directory` (absolute, existing); `bind` comes next.
 
         Raises OSError: ENOENT no such device, EBUSY it or one of its objects is open elsewhere,
         EPERM not root; `probe.explain_open_failure` says which and what to do.
         """
-        return cls(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+        return cls(os.open(device, os.O_RDWR | os.O_CLOEXEC), directory)
 
     @classmethod
-    def adopt(cls, device_fd: int) -> Self:
-        """Take over a device that is bound already; `restore` comes next, once no other process
-        has a descriptor of an object any more."""
+    def adopt(cls, device_fd: int, directory: str) -> Self:
+        """Take over a device that is bound already, to `directory`; `restore` comes next, once no
+        other process has a descriptor of an object any more."""
         os.set_inheritable(device_fd, False)
-        return cls(device_fd)
+        return cls(device_fd, directory)
 
     def bind(
         self,
-        directory: str,
         tag: str | None = None,
         blocks: Culling | None = None,
         inodes: Culling | None = None,
     ) -> None:
-        """Make `directory` (absolute, existing) the cache and start on-demand mode.
+        """Make the directory the cache and start on-demand mode.
 
         Raises OSError that names the refused command; EINVAL for `bind ondemand` is a kernel
         without on-demand mode.
         """
-        self._command(f"dir {directory}")
+        self._command(f"dir {self._directory}")
         if tag is not None:
             self._command(f"tag {tag}")
         for letter, culling in (("b", blocks), ("f", inodes)):
@@ -432,8 +434,9 @@ def allow_descriptors(count: int) -> int:
 
 def _object_key(volume: bytes, cookie: bytes) -> ObjectKey:
     """The volume key ends with a NUL and says who asks; the cookie key is as EROFS gave it."""
-    name = volume.removesuffix(b"\0").removeprefix(_VOLUME_PREFIX)
-    if not volume.startswith(_VOLUME_PREFIX) or not name or not cookie:
+    prefix = VOLUME_PREFIX.encode()
+    name = volume.removesuffix(b"\0").removeprefix(prefix)
+    if not volume.startswith(prefix) or not name or not cookie:
         raise _Malformed(f"OPEN of volume {volume!r}, cookie {cookie!r}")
     try:
         return ObjectKey(name.decode(), cookie.decode())

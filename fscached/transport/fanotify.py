@@ -160,6 +160,10 @@ class Fanotify:
         return transport
 
     @property
+    def files(self) -> Folder:
+        return self._folder
+
+    @property
     def holdings(self) -> dict[str, int]:
         return {SLOTS_NAME: self._slots.fd, GROUP_NAME: self._group}
 
@@ -193,7 +197,7 @@ class Fanotify:
         log.info("took over %d events, denied %d", self.counts.taken_over, self.counts.swept)
 
     def device(self, key: ObjectKey) -> str | None:
-        return str(self._folder.path(key))
+        return self._folder.path(key)
 
     def offer(self, key: ObjectKey, size_bytes: int) -> list[Event]:
         object = self._folder.offer(key, size_bytes)

@@ -21,8 +21,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdefs import fanotify
-from fscached.transport import BLOCK_BYTES, NotReady, ObjectId, ObjectKey, OutOfSpace
-from fscached.transport.cache_file import NO_SPACE, check_blocks, data_extents, round_up, write_all
+from fscached.transport import (
+    BLOCK_BYTES,
+    CacheFile,
+    NotReady,
+    ObjectId,
+    ObjectKey,
+    OutOfSpace,
+)
+from fscached.transport.cache_file import (
+    NO_SPACE,
+    check_blocks,
+    closing,
+    data_extents,
+    described,
+    round_up,
+    touch,
+    write_all,
+)
 from fscached.transport.floor import Floor
 from fscached.transport.mount import name_fault
 
@@ -95,18 +111,58 @@ class Folder:
     def let_go(self) -> bool:
         """Take the marks off such files as nobody has open; whether that is all of them."""
         for path in self.marked():
-            with _closing(_open(path)) as fd, _alone(fd) as alone:
+            with closing(_open(path)) as fd, _alone(fd) as alone:
                 if alone:
                     fanotify.unmark(self._group, fd)
                     self._marks.remove(os.fstat(fd).st_ino)
         return not self.marked()
 
-    def path(self, key: ObjectKey) -> Path:
-        """Where an object's file is. Raises OSError for names that no file can have."""
+    # `Files`, of the cache directory.
+
+    def path(self, key: ObjectKey) -> str:
         for name in key:
             if fault := name_fault(name):
                 raise OSError(errno.EINVAL, f"the name {name[:80]!r} {fault}")
-        return self._directory / key.volume / key.cookie
+        return str(self._directory / key.volume / key.cookie)
+
+    def listed(self) -> Iterator[CacheFile]:
+        for path in self._paths():
+            with contextlib.suppress(FileNotFoundError):
+                yield described(ObjectKey(path.parent.name, path.name), str(path))
+
+    def found(self, cookie: str) -> list[CacheFile]:
+        found = []
+        for path in sorted(self._directory.glob("*/")):
+            with contextlib.suppress(FileNotFoundError):
+                key = ObjectKey(path.name, cookie)
+                found.append(described(key, self.path(key)))
+        return found
+
+    def touch(self, key: ObjectKey, used_s: float) -> None:
+        touch(self.path(key), used_s)
+
+    def cull(self, key: ObjectKey) -> bool:
+        path = Path(self.path(key))
+        # Whoever offers it next makes a new file, whoever offered it before keeps this one.
+        with self._offering:
+            if any(file.key == key for file in list(self._files.values())):
+                return False
+            try:
+                fd = _open(path)
+            except FileNotFoundError:
+                return True
+            with closing(fd), _alone(fd) as alone:
+                if alone:
+                    path.unlink()
+                    self._marks.discard(os.fstat(fd).st_ino)
+                return alone
+
+    def tidy(self, volume: str) -> None:
+        try:
+            (self._directory / volume).rmdir()
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
 
     def find(self, inode: int) -> ObjectId | None:
         """The object whose file has this inode."""
@@ -131,7 +187,7 @@ class Folder:
         with self._offering:
             if any(file.key == key for file in list(self._files.values())):
                 return None
-            file = self._prepared(key, self.path(key), round_up(size_bytes))
+            file = self._prepared(key, Path(self.path(key)), round_up(size_bytes))
             object = ObjectId(next(self._ids))
             self._files[object] = file
             self._by_inode[file.inode] = object
@@ -227,7 +283,7 @@ class Folder:
 
     def _prepared(self, key: ObjectKey, path: Path, size_bytes: int) -> File:
         """The file, marked unless it is whole."""
-        with _closing(self._made(path, size_bytes)) as fd:
+        with closing(self._made(path, size_bytes)) as fd:
             inode, whole = os.fstat(fd).st_ino, _is_whole(fd, size_bytes)
             if inode in self._marks:
                 if not self._inherits:
@@ -249,7 +305,7 @@ class Folder:
         return File(key, path, inode, size_bytes, True, fd)
 
     def _condemned(self, path: Path) -> bool:
-        with _closing(_open(path)) as fd, _alone(fd) as alone:
+        with closing(_open(path)) as fd, _alone(fd) as alone:
             state = os.fstat(fd)
             if alone or _is_whole(fd, state.st_size):
                 return False
@@ -265,7 +321,7 @@ class Folder:
             if file.fill_fd is None:
                 raise NotReady(f"{file.key}: no descriptor yet that raises no events")
             fd = fcntl.fcntl(file.fill_fd, fcntl.F_DUPFD_CLOEXEC, 0)
-        with _closing(fd):
+        with closing(fd):
             yield fd
 
     @contextlib.contextmanager
@@ -275,7 +331,7 @@ class Folder:
             with self._filling(file) as fd:
                 yield fd
         except NotReady:
-            with _closing(_open(file.path)) as fd:
+            with closing(_open(file.path)) as fd:
                 yield fd
 
     def _close_fill(self, file: File) -> None:
@@ -297,7 +353,7 @@ class Folder:
         while True:
             file = self._lures.get()
             if file.fill_fd is None and file.marked:
-                with contextlib.suppress(OSError), _closing(_open(file.path)) as fd:
+                with contextlib.suppress(OSError), closing(_open(file.path)) as fd:
                     os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
 
 
@@ -334,11 +390,3 @@ def _alone(fd: int) -> Iterator[bool]:
         yield True
     finally:
         fcntl.fcntl(fd, _F_SETLEASE, fcntl.F_UNLCK)
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from cdefs import mount
 from fscached.failure import Failure
 from fscached.transport import ObjectKey
+from fscached.transport.cache_file import closing
 
 NAME_BYTES_MAX = 200
 """Of a fsid or domain: with `erofs,` and a prefix it still is one file name of the cache."""
@@ -137,7 +138,7 @@ def _mount(
     what: str, options: Sequence[tuple[str, str]], target: str, wishes: Sequence[str] = ()
 ) -> None:
     """Mount with these options, and with those of the `wishes` that this kernel knows."""
-    with _refused(what, _TYPE_REMEDIES), _closing(mount.fsopen("erofs")) as context:
+    with _refused(what, _TYPE_REMEDIES), closing(mount.fsopen("erofs")) as context:
         with _refused(what, _CREATE_REMEDIES, context):
             for key, value in options:
                 mount.fsconfig_set_string(context, key, value)
@@ -149,7 +150,7 @@ def _mount(
                     _context_log(context)  # is not why something else fails
             mount.fsconfig_create(context)
             mounted = mount.fsmount(context)
-        with _closing(mounted), _refused(what, _TARGET_REMEDIES):
+        with closing(mounted), _refused(what, _TARGET_REMEDIES):
             mount.move_mount(mounted, target)
 
 
@@ -157,7 +158,7 @@ def bind(source: str, target: str) -> None:
     """Make the mount at `source` appear at the directory `target` too. Raises MountError."""
     _check_target(target)
     what = f"binding {source} to {target}"
-    with _refused(what, _TARGET_REMEDIES), _closing(mount.open_tree_clone(source)) as tree:
+    with _refused(what, _TARGET_REMEDIES), closing(mount.open_tree_clone(source)) as tree:
         mount.move_mount(tree, target)
 
 
@@ -272,14 +273,6 @@ def _check_name(what: str, name: str) -> None:
 def _check_target(target: str) -> None:
     if not os.path.isabs(target) or "\0" in target:
         raise MountError(f"mount point {target!r}", "give an absolute path", errno.EINVAL)
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,8 @@ def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
     """
     try:
         if cachefiles.DEVICE_NAME in holdings:
-            return Cachefiles.adopt(holdings[cachefiles.DEVICE_NAME])
+            device_fd = holdings[cachefiles.DEVICE_NAME]
+            return Cachefiles.adopt(device_fd, config.cache.directory)
         if {fanotify.GROUP_NAME, fanotify.SLOTS_NAME} <= holdings.keys():
             limit = cachefiles.allow_descriptors(probe.descriptors(config.cache, config.kernel))
             return Fanotify.adopt(holdings, config.cache.directory, _floor(config.cache), limit)
@@ -61,9 +62,8 @@ def leave(transport: Transport, config: Config) -> None:
 def _cachefiles(config: Config) -> Cachefiles:
     cache = config.cache
     try:
-        transport = Cachefiles.open(config.kernel.device)
+        transport = Cachefiles.open(cache.directory, config.kernel.device)
         transport.bind(
-            cache.directory,
             cache.tag,
             Culling(cache.block_run_percent, cache.block_cull_percent, cache.block_stop_percent),
             Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),

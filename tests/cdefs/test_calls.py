@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from cdefs import cachefiles, fanotify, mount
+from cdefs import cachefiles, fanotify, files, mount
 
 
 def test_read_complete_reports_errno_and_call(tmp_path: Path) -> None:
@@ -58,3 +59,38 @@ def test_fanotify_calls_on_a_wrong_descriptor(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="fanotify_mark") as caught:
                 call(fd, fd)
             assert caught.value.errno == errno.EINVAL
+
+
+def test_punched_blocks_are_a_hole(tmp_path: Path) -> None:
+    """What was data is told as a hole, and the size stays."""
+    with open(tmp_path / "file", "w+b") as file:
+        file.write(b"x" * 12288)
+        file.flush()
+        files.punch(file.fileno(), 4096, 8192)
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == 4096
+        assert os.lseek(file.fileno(), 4096, os.SEEK_DATA) == 8192
+        assert os.fstat(file.fileno()).st_size == 12288
+
+
+def test_no_hole_in_what_is_no_file() -> None:
+    """The error says which bytes."""
+    reader, writer = os.pipe()
+    with pytest.raises(OSError, match=r"fallocate \[0, 4096\)"):
+        files.punch(writer, 0, 4096)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_threads_directory_is_its_own(tmp_path: Path) -> None:
+    """Where it goes, the process does not."""
+    before, seen = os.getcwd(), []
+
+    def go() -> None:
+        files.own_directory()
+        os.chdir(tmp_path)
+        seen.append(os.getcwd())
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    thread.join()
+    assert seen == [str(tmp_path)] and os.getcwd() == before

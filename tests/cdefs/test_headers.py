@@ -13,7 +13,9 @@ import cdefs
 from cdefs import cachefiles, fanotify
 from cdefs._abi import ffi, lib
 
-HEADERS = ("linux/cachefiles.h", "linux/fanotify.h", "linux/mount.h")
+HEADERS = (
+    *("linux/cachefiles.h", "linux/falloc.h", "linux/fanotify.h", "linux/mount.h", "linux/sched.h"),
+)
 
 CONSTANTS = sorted(name for name in dir(lib) if name.isupper() and name[:3] not in {"MNT", "UMO"})
 

@@ -38,7 +38,7 @@ class Kernel:
         ours, self._end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         self._end.setblocking(False)
-        self.transport = Cachefiles(ours.detach())
+        self.transport = Cachefiles(ours.detach(), str(directory))
 
     def send(self, *messages: bytes) -> None:
         for message in messages:
