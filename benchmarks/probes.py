@@ -5,6 +5,10 @@ for guests have nothing else.
 random order. `timed`: the same; forgets the file's pages first and prints the microseconds of every
 read. `sequential FILE`: all of it; prints seconds. `start CONFIG`: start fscached, print
 the seconds from exec until its API answers, and its process id.
+
+`single read|map FILE PAUSE_S OFFSET...`: 4 KiB from every offset, by pread without readahead or of
+a mapping; `ranges PORT PATH PAUSE_S START-END...`: ranges of a blob as a client that does nothing
+else asks for them, on one connection. After each a pause. Both print the seconds of each.
 """
 
 from __future__ import annotations
@@ -15,8 +19,11 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
 
 READ_BYTES = 4096
 SEQUENTIAL_BYTES = 1 << 20
@@ -68,6 +75,59 @@ def sequential(path: str) -> None:
         raise SystemExit(f"{path}: {size} bytes")
 
 
+def single(way: str, path: str, pause_s: str, *offsets: str) -> None:
+    file = os.open(path, os.O_RDONLY)
+    if way == "read":
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+
+        def take(offset: int) -> None:
+            os.pread(file, READ_BYTES, offset)
+    else:
+        mapping = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+
+        def take(offset: int) -> None:
+            _ = mapping[offset]
+
+    _each(take, map(int, offsets), float(pause_s))
+
+
+def ranges(port: str, path: str, pause_s: str, *wanted: str) -> None:
+    memory = bytearray(2 * SEQUENTIAL_BYTES)
+    with socket.create_connection(("127.0.0.1", int(port))) as connection:
+
+        def take(span: tuple[int, int]) -> None:
+            _get(connection, path, span, memory)
+
+        _each(take, map(_span, wanted), float(pause_s))
+
+
+def _span(text: str) -> tuple[int, int]:
+    start, _, end = text.partition("-")
+    return int(start), int(end)
+
+
+def _get(connection: socket.socket, path: str, span: tuple[int, int], memory: bytearray) -> None:
+    start, end = span
+    text = f"GET {path} HTTP/1.1\r\nHost: d\r\nRange: bytes={start}-{end - 1}\r\n\r\n"
+    connection.sendall(text.encode())
+    with memoryview(memory) as view:
+        got = connection.recv_into(view)
+        head = memory.index(b"\r\n\r\n", 0, got) + 4
+        if not memory.startswith(b"HTTP/1.1 206"):
+            raise SystemExit(f"{path}: {memory[:head].decode()}")
+        while got < head + end - start:
+            got += connection.recv_into(view[got:])
+
+
+def _each(take: Callable[[T], None], of: Iterable[T], pause_s: float) -> None:
+    clock = time.perf_counter
+    for one in of:
+        began = clock()
+        take(one)
+        print(clock() - began)
+        time.sleep(pause_s)
+
+
 def start(config: str) -> None:
     """The daemon goes on when this ends."""
     program = "/opt/fscached/bin/fscached"
@@ -101,6 +161,8 @@ PROBES: dict[str, Callable[..., None]] = {
     "scattered": scattered,
     "sequential": sequential,
     "timed": timed,
+    "single": single,
+    "ranges": ranges,
     "start": start,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+from harness.guest import Guest
 
 NAME = "origin.test"
 """What the certificate is for beside 127.0.0.1: a registry on a numeric loopback address is spoken
 to without TLS."""
+
+FILES = "/run/nginx"
+"""Of the one in a guest."""
 
 PATIENCE_S = 20.0
 
@@ -118,6 +123,18 @@ def on_host(directory: Path, locations: str) -> Iterator[Ports]:
         finally:
             # Its worker ends with it.
             process.terminate()
+
+
+def in_guest(guest: Guest, ports: Ports, locations: str) -> None:
+    """Run one in a guest until its end. Raises CommandFailed when it does not answer."""
+    with tempfile.TemporaryDirectory() as made:
+        certificates(Path(made))
+        for name in ("server.pem", "authority.pem"):
+            guest.put(f"{FILES}/{name}", Path(made, name).read_bytes())
+    guest.put(f"{FILES}/nginx.conf", configuration(FILES, ports, locations).encode())
+    guest.start(["/usr/sbin/nginx", "-c", f"{FILES}/nginx.conf"], log=f"{FILES}/log")
+    retry = "--retry 200 --retry-delay 0 --retry-connrefused"
+    guest.run(f"curl -s -o /dev/null {retry} http://127.0.0.1:{ports.http}/")
 
 
 def _free_ports() -> Ports:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from environments import Options
+from environments.archive import FILE, images
 from environments.guest import PROGRAMS, booted, described, fresh_cache, probe
-from harness import command, store
-from harness.content import content
 from harness.guest import Guest
-from harness.image import Origin, kept, reference
+from harness.image import Origin, reference
 from harness.registry import Registry
 from report import Report, Result, result
 from runners import MOUNT
@@ -24,7 +22,6 @@ from runners.fscached import Fscached
 
 REPETITIONS = 5
 COMPRESSORS = {"plain": "none", "zstd": "zstd"}
-FILE = "data"
 FILE_BYTES = 128 << 20
 RANGE_BYTES = 1 << 20
 MB = 1e6
@@ -115,25 +112,9 @@ def _results(bench: Bench) -> list[Result]:
 
 def _origin() -> Origin:
     """The same file as an image of each kind, kept."""
-    tree = _file().parent
-    conversions: dict[str, Sequence[str]] = {
-        _image(name): ["--compressor", compressor, str(tree)]
-        for name, compressor in COMPRESSORS.items()
-    }
-    return kept(conversions, tree.name)
+    options = {_image(name): ["--compressor", word] for name, word in COMPRESSORS.items()}
+    return images(FILE_BYTES, options)
 
 
 def _image(name: str) -> str:
     return f"{name}:latest"
-
-
-def _file() -> Path:
-    """The head of a tar of Debian's /usr: real content, some of it compressed already; kept."""
-    source = content().tree
-
-    def build(directory: Path) -> None:
-        pack = 'tar -C "$1" --sort=name -c usr | head -c "$2" > "$3"'
-        command.run(["sh", "-c", pack, "sh", source, str(FILE_BYTES), directory / FILE])
-
-    key = store.key(source.parent.name, FILE_BYTES)
-    return store.kept("bench-files", key, build, keep=2) / FILE
