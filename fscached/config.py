@@ -353,16 +353,66 @@ class Source(Table, frozen=True):
 
 
 class Prefetch(Table, frozen=True):
-    """The rest of a mounted image, brought while nobody waits."""
+    """What is brought of a mounted image before anybody asks. Demand counts to the bandwidth."""
 
-    enabled: Annotated[bool, Meta(description="Bring whole blobs after the mount.")] = True
+    enabled: Annotated[bool, Meta(description="Bring anything before it is asked for.")] = True
+    policies: Annotated[
+        tuple[Literal["trace", "table", "patterns", "sequential", "whole"], ...],
+        Meta(
+            max_length=8,
+            description="In this order always. trace: what earlier runs read first; table: the"
+            " image's own list; patterns: yours; sequential: what follows where somebody reads on;"
+            " whole: the rest.",
+        ),
+    ] = ("trace", "table", "patterns", "sequential", "whole")
+    patterns: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^/[^\x00-\x1f]*\Z", max_length=1024)], ...],
+        Meta(
+            max_length=256,
+            description="Paths in images, a directory for all below it; * ? [] within a name, **"
+            " for any number of directories.",
+        ),
+    ] = ()
     range_bytes: Annotated[
         int,
         Meta(ge=64 * KIB, le=1 * GIB, multiple_of=4 * KIB, description="Of one request."),
     ] = 4 * MIB
+    ahead_bytes: Annotated[
+        int,
+        Meta(ge=64 * KIB, le=1 * GIB, description="How far sequential is ahead of a reader."),
+    ] = 16 * MIB
+    threads: Annotated[
+        int,
+        Meta(ge=0, le=1024, description="Requests at once for one image; 0: as many as may be."),
+    ] = 0
+    bandwidth_bytes_per_s: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="Of all images together; 0: no limit.")
+    ] = 0
+    image_bandwidth_bytes_per_s: Annotated[
+        int, Meta(ge=0, le=1 << 40, description="Of one image; 0: no limit.")
+    ] = 0
     quiet_s: Annotated[
-        float, Meta(ge=0, le=60, description="No demand for this long before prefetch goes on.")
+        float,
+        Meta(
+            ge=0,
+            le=60,
+            description="On a slow link: no demand for this long before prefetch goes on.",
+        ),
     ] = 0.02
+    disk_margin_percent: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=99,
+            description="Prefetch stops this much above the cache's block_stop_percent.",
+        ),
+    ] = 3
+    record: Annotated[
+        bool, Meta(description="Keep what each run of an image reads first, for the next one.")
+    ] = True
+    record_s: Annotated[
+        float, Meta(ge=1, le=366 * 86_400, description="After an image's first READ no longer.")
+    ] = 3600.0
 
 
 class Api(Table, frozen=True):

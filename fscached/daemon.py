@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import uvloop
@@ -27,11 +28,14 @@ from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.handover import Handover
 from fscached.images import Images, Registration
-from fscached.prefetch.service import Plan, Service
+from fscached.prefetch.clock import LoopClock
+from fscached.prefetch.service import Means, Service
+from fscached.prefetch.traces import Traces
 from fscached.source.registries import Registries
 from fscached.store import Store
 from fscached.transport import ObjectKey, Transport, opening, probe
 from fscached.transport.cachefiles import allow_descriptors
+from fscached.transport.floor import Floor
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
 
@@ -101,11 +105,20 @@ async def _serve(
         images = Images(_chunk_loader(config, state))
         objects = Objects(transport, images.lookup, _limits(config), crew)
         stack.callback(objects.close)
-        prefetch = Service(_plan(config))
+        traces = Traces(Path(config.paths.state_directory, "traces"))
+        prefetch = Service(_means(config, registries), traces, LoopClock())
         stack.push_async_callback(prefetch.close)
         objects.on_blob = _prefetcher(images, prefetch)
         service = ControlService(
-            config, state, images, objects, transport, registries, handover, stopping.set
+            config,
+            state,
+            images,
+            objects,
+            prefetch,
+            transport,
+            registries,
+            handover,
+            stopping.set,
         )
         service.restore()
         server = Server(config.api_socket, routes(service), config.api)
@@ -171,16 +184,23 @@ def _limits(config: Config) -> Limits:
     )
 
 
-def _plan(config: Config) -> Plan:
-    return Plan(
-        config.prefetch.range_bytes, PREFETCH_DEADLINE_S, config.source.prefetch_connections
+def _means(config: Config, registries: Registries) -> Means:
+    cache, prefetch = config.cache, config.prefetch
+    block_percent = min(cache.block_stop_percent + prefetch.disk_margin_percent, 99)
+    floor = Floor(cache.directory, block_percent, cache.file_stop_percent)
+    return Means(
+        PREFETCH_DEADLINE_S,
+        config.source.prefetch_connections,
+        prefetch.bandwidth_bytes_per_s,
+        partial(floor.require, prefetch.range_bytes),
+        lambda: registries.readers_alone,
     )
 
 
 def _prefetcher(images: Images, prefetch: Service) -> Callable[[ObjectKey, OpenBlob], None]:
     def begin(key: ObjectKey, blob: OpenBlob) -> None:
-        if images.prefetches(key):
-            prefetch.begin(blob)
+        for known in images.having(key):
+            prefetch.begin(known.key, known.image, known.prefetch, key.cookie, blob)
 
     return begin
 

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from fscached.config import Prefetch
 from fscached.fill.blob import Origin
 from fscached.fill.objects import LocalBootstrap
 from fscached.source import Answer, LocalSource, Priority, Source
@@ -26,12 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """One image, bound. `prefetch`: bring its blobs before anybody asks."""
+    """One image, bound. `prefetch`: how its blobs are brought before anybody asks."""
 
     image: Image
     volume: str
     source: Source
-    prefetch: bool
+    prefetch: Prefetch
 
     @property
     def key(self) -> ObjectKey:
@@ -110,10 +111,9 @@ class Images:
             lambda: self._chunks(key, owner),
         )
 
-    def prefetches(self, key: ObjectKey) -> bool:
-        """Whether a blob is to be brought before anybody asks."""
-        owner = self.owner(key)
-        return owner is not None and owner[0].prefetch
+    def having(self, key: ObjectKey) -> list[Registration]:
+        """The registrations that have a blob."""
+        return [registration for registration, _ in self._by_blob.get(key, {}).values()]
 
     def owner(self, key: ObjectKey) -> tuple[Registration, BlobEntry] | None:
         """The registration that serves a blob now, and what it says of it."""

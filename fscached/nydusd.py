@@ -18,6 +18,9 @@ from fscached.config_text import ConfigError
 BACKENDS: Final = ("registry", "localfs", "oss", "s3", "http-proxy")
 CACHES: Final = ("fscache", "blobcache", "filecache", "dummycache", "")
 
+POLICIES: Final = ("trace", "table", "patterns", "sequential", "whole")
+"""Of our own `prefetch.policies`; the last is the rest of the image."""
+
 # Limits of our own keys (fscached.config): nydusd's 0 is "no limit" or "the default".
 _TIMEOUT_LIMIT_S: Final = 300.0
 _RANGE_LEAST_BYTES: Final = 64 << 10
@@ -154,6 +157,12 @@ def _negated(value: Any) -> Any:
     return not value if isinstance(value, bool) else value
 
 
+def _policies(value: Any) -> Any:
+    """`prefetch_all` off is a list without the rest of the image. Without the key nydusd brings
+    whole blobs over fscache, as our own list does."""
+    return POLICIES[: None if value else -1] if isinstance(value, bool) else value
+
+
 def _address(value: Any) -> Any:
     return value.rstrip("/") if isinstance(value, str) else value
 
@@ -231,8 +240,10 @@ _PREFETCH: Final[_Form] = {
     "enable": _Key("prefetch.enabled"),
     "threads_count": _Key("source.prefetch_connections", _unless_zero),
     "merging_size": _Key("prefetch.range_bytes", _range),
-    "bandwidth_rate": None,
-    "prefetch_all": None,
+    "bandwidth_rate": _Key("prefetch.bandwidth_bytes_per_s"),
+    "prefetch_all": _Key("prefetch.policies", _policies),
+    # Of its command line and its API; some keep it here.
+    "prefetch_files": _Key("prefetch.patterns"),
 }
 _PREFETCH_2: Final[_Form] = {
     **_PREFETCH,

@@ -47,6 +47,13 @@ class Image:
     path: Path
     size_bytes: int
     blobs: tuple[BlobEntry, ...]
+    digest: str = ""
+    """The bootstrap's sha256, where the fsid is another name."""
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all other images, on any node: its bootstrap's sha256."""
+        return self.digest or self.fsid
 
 
 def bootstrap_layer(manifest: Mapping[str, Any]) -> tuple[str, int, frozenset[str]]:
@@ -193,9 +200,9 @@ class Store:
         fsid = hashlib.sha256(bootstrap).hexdigest()
         directory = self._images / fsid
         directory.mkdir(mode=0o700, exist_ok=True)
-        _replace(directory / "image.boot", bootstrap)
+        replace(directory / "image.boot", bootstrap)
         record = {"reference": reference, "manifest_digest": manifest_digest}
-        _replace(directory / "image.json", json.dumps(record).encode())
+        replace(directory / "image.json", json.dumps(record).encode())
         return Image(
             reference, manifest_digest, fsid, directory / "image.boot", len(bootstrap), blobs
         )
@@ -254,7 +261,7 @@ class Store:
                 log.warning("%s is of no use and is fetched again: %s", kept, error)
         reader = _SourceReader(entry.blob_id, source, deadline_s)
         chunks = await self._tail(entry, reader)
-        await asyncio.to_thread(_replace, kept, reader.packed())
+        await asyncio.to_thread(replace, kept, reader.packed())
         return chunks
 
     async def _tail(self, entry: BlobEntry, reader: _Reader) -> ChunkMap:
@@ -272,7 +279,7 @@ def _from_chunk_table(image: Image, entry: BlobEntry) -> ChunkMap:
     return ChunkMap.from_chunk_table(entry, bootstrap.chunk_table(entry.blob_index))
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace(path: Path, data: bytes) -> None:
     """Write a file so that after a crash it is the old one or the new one, never a part."""
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

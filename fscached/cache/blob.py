@@ -134,6 +134,18 @@ class Blob:
         )
 
     @property
+    def in_flight_bytes(self) -> int:
+        """Bytes of the cache file whose chunks are on their way."""
+        return sum(
+            self.chunks.padded_end(index) - self.chunks.offset(index) for index in self._owners
+        )
+
+    @property
+    def untouched(self) -> bool:
+        """Whether no chunk is resident."""
+        return not self._residents
+
+    @property
     def complete(self) -> bool:
         return self._residents == len(self._states)
 
@@ -169,13 +181,14 @@ class Blob:
                 fetches.append(ahead)
         return Verdict(False, False, tuple(fetches))
 
-    def prefetch(self, limit_bytes: int) -> Fetch | None:
-        """The next absent chunks, at most `limit_bytes` (but at least one chunk), now marked as
-        being prefetched; None when there are none."""
-        first = self._states.find(State.ABSENT)
+    def prefetch(self, start: int, end: int, limit_bytes: int) -> Fetch | None:
+        """The first absent chunks of bytes [start, end), at most `limit_bytes` (but at least one
+        chunk), now marked as being prefetched; None when there are none."""
+        within = self.chunks.overlapping(start, end)
+        first = self._states.find(State.ABSENT, within.start, within.stop)
         if first < 0:
             return None
-        return self._fetch(first, limit_bytes, State.PREFETCHING)
+        return self._fetch(first, limit_bytes, State.PREFETCHING, within.stop)
 
     def arrived(self, fetch: Fetch, index: int) -> bool:
         """A chunk's bytes are all here. False: somebody else was faster, do not use them."""
@@ -303,11 +316,12 @@ class Blob:
         self._planner.fetched(stream, fetch.end)
         return fetch
 
-    def _fetch(self, first: int, limit_bytes: int, state: State) -> Fetch:
-        """Absent chunks from `first` on until `limit_bytes` are reached, the blob ends, or a
-        chunk is not absent."""
+    def _fetch(self, first: int, limit_bytes: int, state: State, stop: int | None = None) -> Fetch:
+        """Absent chunks from `first` on until `limit_bytes` are reached, `stop` or the blob's end,
+        or a chunk that is not absent."""
         end, start, at = first, 0, 0
-        while end < len(self._states) and self._states[end] == State.ABSENT:
+        stop = len(self._states) if stop is None else stop
+        while end < stop and self._states[end] == State.ABSENT:
             offset = self.chunks.offset(end)
             if end == first:
                 start = offset

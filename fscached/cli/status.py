@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fscached.cli import Subparsers, _daemon
 from fscached.transport import mount
 
-COLUMNS = ("IMAGE", "RESIDENT", "SIZE", "READS", "FAILED", "REQUESTS", "RECEIVED")
+COLUMNS = (
+    "IMAGE",
+    "RESIDENT",
+    "IN-FLIGHT",
+    "SIZE",
+    "READS",
+    "FAILED",
+    "REQUESTS",
+    "RECEIVED",
+    "PREFETCH",
+)
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -56,6 +67,7 @@ def text(status: dict[str, Any]) -> Iterator[str]:
         return
     yield ""
     yield from _table([COLUMNS, *(row for image in status["images"] for row in _rows(image))])
+    yield from filter(None, map(_sources, status["images"]))
 
 
 def size(count: float) -> str:
@@ -80,23 +92,46 @@ def duration(seconds: float) -> str:
 def _rows(image: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     mounts = ", ".join(image["mounts"]) or "not mounted"
     objects = [image["bootstrap"], *image["blobs"]]
-    yield _row(f"{image['reference']} on {mounts}", objects)
-    yield _row("  bootstrap", [image["bootstrap"]])
+    yield _row(f"{image['reference']} on {mounts}", objects, prefetch(image["prefetch"]))
+    yield _row("  bootstrap", [image["bootstrap"]], "")
     for blob in image["blobs"]:
-        yield _row(f"  blob {blob['id'][:12]}", [blob])
+        yield _row(f"  blob {blob['id'][:12]}", [blob], "")
 
 
-def _row(name: str, objects: list[dict[str, Any]]) -> tuple[str, ...]:
+def prefetch(report: dict[str, Any]) -> str:
+    """How prefetch goes on, in a few words: `running, 12.0 MiB left, 3 s`."""
+    words = [report["phase"]]
+    if report["why"]:
+        words[0] += f" ({report['why'][:60]})"
+    if report["left_bytes"]:
+        words.append(f"{size(report['left_bytes'])} left")
+    if report["eta_s"]:
+        words.append(duration(report["eta_s"] + 1))
+    return ", ".join(words)
+
+
+def _sources(image: dict[str, Any]) -> str:
+    """Who gave an image's bytes."""
+    given: Counter[str] = Counter()
+    for blob in image["blobs"]:
+        given.update(blob["given"])
+    words = [f"{size(count)} by {name}" for name, count in given.items() if count]
+    return f"{image['reference']} given: {', '.join(words)}".replace("_", " ") if words else ""
+
+
+def _row(name: str, objects: list[dict[str, Any]], last: str) -> tuple[str, ...]:
     resident = [item["resident_bytes"] for item in objects]
     known = sum(count for count in resident if count is not None)
     return (
         name,
         "unknown" if all(count is None for count in resident) else size(known),
+        size(_sum(objects, "in_flight_bytes")),
         size(_sum(objects, "size_bytes")),
         str(_sum(objects, "reads")),
         str(_sum(objects, "reads_failed")),
         str(_sum(objects, "requests")),
         size(_sum(objects, "received_bytes")),
+        last,
     )
 
 

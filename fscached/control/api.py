@@ -21,11 +21,14 @@ from fscached.control.messages import (
     DaemonInfo,
     Events,
     ImageInfo,
+    ImageOrder,
     ImageStatus,
     LogLevel,
+    PrefetchStatus,
     Status,
 )
 from fscached.control.state import WrongState
+from fscached.prefetch.trace import Trace, TraceError, decode, encode
 from fscached.source import SourceError
 
 ENTRY_NOT_FOUND: Final = "blob_cache: cache entry not found"
@@ -75,6 +78,24 @@ class Service(Protocol):
 
     async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
         """Pull manifest and bootstrap, register; the same image again is no error."""
+        ...
+
+    def prefetch(self, fsid: str) -> PrefetchStatus:
+        """Bring all of an image that is mounted, whatever its settings (404: not known, 409: not
+        mounted)."""
+        ...
+
+    def prefetch_status(self, fsid: str) -> PrefetchStatus:
+        """How that goes on (404)."""
+        ...
+
+    async def trace(self, fsid: str, run: bool) -> Trace | None:
+        """What is known of how an image is read; `run`: of its present run alone. None: nothing
+        (404: the image is not known)."""
+        ...
+
+    async def adopt_trace(self, trace: Trace) -> None:
+        """Add a trace to what is known, for images mounted from now on."""
         ...
 
     def images(self) -> list[ImageInfo]:
@@ -219,6 +240,31 @@ async def _remove_image(service: Service, request: Request) -> Reply:
     return Reply()
 
 
+async def _order_prefetch(service: Service, request: Request) -> Reply:
+    return _json(service.prefetch(_parsed(request, ImageOrder).fsid))
+
+
+async def _prefetch_status(service: Service, request: Request) -> Reply:
+    return _json(service.prefetch_status(_queried(request, "fsid")))
+
+
+async def _trace(service: Service, request: Request) -> Reply:
+    fsid = _queried(request, "fsid")
+    trace = await service.trace(fsid, request.query.get("run") == "present")
+    if trace is None:
+        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: no run of image {fsid} was recorded")
+    return Reply(encode(trace))
+
+
+async def _adopt_trace(service: Service, request: Request) -> Reply:
+    try:
+        trace = decode(request.body)
+    except TraceError as error:
+        raise _bad(f"BadRequest: {error}") from None
+    await service.adopt_trace(trace)
+    return Reply()
+
+
 async def _status(service: Service, request: Request) -> Reply:
     return _json(service.status())
 
@@ -247,6 +293,8 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v2/daemon": {"GET": _info, "PUT": _configure},
     "/api/v2/blobs": {"GET": _bound, "PUT": _bind, "DELETE": _unbind},
     "/api/v2/images": {"GET": _images, "PUT": _add_image, "DELETE": _remove_image},
+    "/api/v2/prefetch": {"GET": _prefetch_status, "PUT": _order_prefetch},
+    "/api/v2/traces": {"GET": _trace, "PUT": _adopt_trace},
     "/api/v2/status": {"GET": _status},
     "/metrics": {"GET": _prometheus},
 }

@@ -204,6 +204,19 @@ def _seconds(given: int) -> int:
     return given or PEER_TIME_LIMIT_S
 
 
+def prefetch(given: Prefetch, ours: config.Prefetch) -> config.Prefetch:
+    """What is asked for an image, in our words; what it leaves open is `ours`."""
+    if not given.enable:
+        return msgspec.structs.replace(ours, enabled=False)
+    range_bytes = max(64 * config.KIB, given.batch_bytes // 4096 * 4096)
+    return msgspec.structs.replace(
+        ours,
+        threads=given.threads,
+        range_bytes=range_bytes if given.batch_bytes else ours.range_bytes,
+        image_bandwidth_bytes_per_s=given.bandwidth_bytes_per_s or ours.image_bandwidth_bytes_per_s,
+    )
+
+
 def parse(body: bytes) -> BlobEntry:
     """The entry in a request's JSON body. Raises InvalidEntry. Touches no file."""
     try:

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from fscached import __version__, version
 from fscached.control.state import State
+from fscached.prefetch.job import Phase
 
 REFERENCE_PATTERN: Final = (
     r"^[A-Za-z0-9\[][A-Za-z0-9._:/\[\]-]*(@[A-Za-z0-9_+.-]+:[0-9a-fA-F]{32,})?\Z"
@@ -88,11 +89,35 @@ class ImageInfo(msgspec.Struct, frozen=True):
     devices: list[str] | None = None
 
 
+class PrefetchStatus(msgspec.Struct, frozen=True):
+    """How the prefetch of an image goes on, since it was mounted: see `fscached.prefetch.job`.
+
+    `why` says more about a phase that is not running; `left_bytes` of cache files are to come (an
+    upper bound where only part of the image is wanted), which takes `eta_s` at the present speed,
+    None when nobody can say.
+    """
+
+    phase: Phase
+    why: str = ""
+    requests: int = 0
+    brought_bytes: int = 0
+    left_bytes: int = 0
+    bytes_per_s: float = 0.0
+    eta_s: float | None = None
+
+
+class ImageOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /api/v2/prefetch`: bring all of a mounted image."""
+
+    fsid: Annotated[str, Meta(min_length=1, max_length=200)]
+
+
 class ObjectStatus(msgspec.Struct, frozen=True):
     """One object of the kernel: a bootstrap or a blob. Counts are since the daemon started.
 
-    `resident_bytes` is None until the kernel has said what it holds; `requests` are HTTP requests
-    sent for it, `received_bytes` their bodies' bytes, `given` the useful ones by who gave them
+    `resident_bytes` is None until the kernel has said what it holds, `in_flight_bytes` are on their
+    way for readers or prefetch; `requests` are HTTP requests sent for it, `received_bytes` their
+    bodies' bytes, `given` the useful ones by who gave them
     (`fscached.source.Giver`).
     """
 
@@ -105,6 +130,7 @@ class ObjectStatus(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     bad_chunks: int = 0
     given: dict[str, int] = {}
+    in_flight_bytes: int = 0
 
 
 class ImageStatus(msgspec.Struct, frozen=True):
@@ -117,6 +143,7 @@ class ImageStatus(msgspec.Struct, frozen=True):
     settled: bool
     bootstrap: ObjectStatus
     blobs: list[ObjectStatus]
+    prefetch: PrefetchStatus = PrefetchStatus(Phase.OFF)
 
 
 class Totals(msgspec.Struct, frozen=True):

@@ -29,6 +29,13 @@ _HELP: Final = {
 }
 
 
+_PREFETCH_HELP: Final = {
+    "brought_bytes": "Bytes that prefetch has brought since the image was mounted.",
+    "left_bytes": "Bytes that prefetch is still to bring, at most.",
+    "eta_s": "Seconds that that takes that takes at the present speed.",
+}
+
+
 def resident_memory_bytes() -> int:
     """Resident memory of this process (second number of /proc/self/statm, proc(5))."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
@@ -70,8 +77,8 @@ def blobcache(image: ImageStatus, store_path: str) -> dict[str, Any]:
         "whole_hits": 0,
         "total": sum(blob.reads for blob in blobs),
         "entries_count": len(blobs),
-        "prefetch_data_amount": 0,
-        "prefetch_requests_count": 0,
+        "prefetch_data_amount": image.prefetch.brought_bytes,
+        "prefetch_requests_count": image.prefetch.requests,
         "prefetch_workers": 0,
         "prefetch_unmerged_chunks": 0,
         "prefetch_cumulative_time_millis": 0,
@@ -100,6 +107,22 @@ def _lines(status: Status) -> Iterator[str]:
     yield from _gauge("images", "Images registered.", len(status.images))
     yield from _objects(status.images, "size_bytes", "Uncompressed bytes of the image.")
     yield from _objects(status.images, "resident_bytes", "Bytes of the image in the cache.")
+    yield from _objects(status.images, "in_flight_bytes", "Bytes of the image on their way.")
+    yield from _prefetches(status.images)
+
+
+def _prefetches(images: list[ImageStatus]) -> Iterator[str]:
+    for field, meaning in _PREFETCH_HELP.items():
+        yield f"# HELP fscached_image_prefetch_{field} {meaning}"
+        yield f"# TYPE fscached_image_prefetch_{field} gauge"
+        for image in images:
+            value = getattr(image.prefetch, field)
+            if value is not None:
+                yield f"fscached_image_prefetch_{field}{{{_labels(image)}}} {value}"
+    yield "# HELP fscached_image_prefetch Which phase prefetch of the image is in."
+    yield "# TYPE fscached_image_prefetch gauge"
+    for image in images:
+        yield f'fscached_image_prefetch{{{_labels(image)},phase="{image.prefetch.phase}"}} 1'
 
 
 def _gauge(name: str, meaning: str, value: float) -> Iterator[str]:
@@ -113,8 +136,11 @@ def _objects(images: list[ImageStatus], field: str, meaning: str) -> Iterator[st
     yield f"# TYPE fscached_image_{field} gauge"
     for image in images:
         value = sum(_amount(item, field) for item in (image.bootstrap, *image.blobs))
-        labels = f'fsid="{_escaped(image.fsid)}",reference="{_escaped(image.reference)}"'
-        yield f"fscached_image_{field}{{{labels}}} {value}"
+        yield f"fscached_image_{field}{{{_labels(image)}}} {value}"
+
+
+def _labels(image: ImageStatus) -> str:
+    return f'fsid="{_escaped(image.fsid)}",reference="{_escaped(image.reference)}"'
 
 
 def _amount(item: ObjectStatus, field: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from fscached.control.messages import (
     ImageInfo,
     ImageStatus,
     ObjectStatus,
+    PrefetchStatus,
     Status,
     Totals,
 )
@@ -33,6 +35,8 @@ from fscached.fill.objects import Objects
 from fscached.fill.tally import Tally
 from fscached.handover import Handover
 from fscached.images import Images, Registration
+from fscached.prefetch.service import Service as Prefetcher
+from fscached.prefetch.trace import Trace
 from fscached.source import Fault, Giver, Source, SourceError
 from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.directory import Directory
@@ -71,6 +75,7 @@ class ControlService:
         store: Store,
         images: Images,
         objects: Objects,
+        prefetch: Prefetcher,
         transport: Transport,
         registries: Registries,
         handover: Handover,
@@ -81,6 +86,7 @@ class ControlService:
         self._store = store
         self._images = images
         self._objects = objects
+        self._prefetch = prefetch
         self._transport = transport
         self._registries = registries
         self._handover = handover
@@ -146,6 +152,28 @@ class ControlService:
 
     async def remove_image(self, fsid: str) -> bool:
         return self._forget([key for key in self._bindings if key.cookie == fsid])
+
+    def prefetch(self, fsid: str) -> PrefetchStatus:
+        known = self._known(fsid)
+        if not self._prefetch.insist(known.key):
+            raise ApiError(
+                HTTPStatus.CONFLICT,
+                f"{known.image.reference or fsid}: nobody has it mounted: mount it first",
+            )
+        return self._prefetch_status(known)
+
+    def prefetch_status(self, fsid: str) -> PrefetchStatus:
+        return self._prefetch_status(self._known(fsid))
+
+    async def trace(self, fsid: str, run: bool) -> Trace | None:
+        known = self._known(fsid)
+        return await self._prefetch.trace(known.key, known.image, run=run)
+
+    async def adopt_trace(self, trace: Trace) -> None:
+        try:
+            await self._prefetch.adopt(trace)
+        except OSError as error:
+            raise _refused("AdoptTrace", f"cannot be kept: {error}") from error
 
     def status(self) -> Status:
         registries = self._registries.traffic
@@ -220,7 +248,9 @@ class ControlService:
             return self._store.load(binding.fsid)
         path = Path(binding.entry.metadata_path)
         bootstrap = path.read_bytes()
-        return Image("", "", binding.fsid, path, len(bootstrap), Bootstrap(bootstrap).blobs)
+        digest = hashlib.sha256(bootstrap).hexdigest()
+        blobs = Bootstrap(bootstrap).blobs
+        return Image("", "", binding.fsid, path, len(bootstrap), blobs, digest)
 
     async def _admit(self, binding: Binding, image: Image) -> None:
         """Bind an image and make its blobs ready to be mounted. Raises as `_bind` does, ApiError
@@ -241,9 +271,9 @@ class ControlService:
         one in an image of the same volume."""
         key = ObjectKey(binding.volume, binding.fsid)
         source = self._source(binding)
-        prefetch = self._config.prefetch.enabled
+        prefetch = self._config.prefetch
         if binding.entry is not None:
-            prefetch = prefetch and binding.entry.prefetch.enable
+            prefetch = wire.prefetch(binding.entry.prefetch, prefetch)
         registration = Registration(image, binding.volume, source, prefetch)
         self._images.bind(registration)
         self._bindings[key] = binding
@@ -288,6 +318,12 @@ class ControlService:
                 HTTPStatus.INSUFFICIENT_STORAGE,
                 f"{limit} images are registered, the limit: unmount some, or raise [cache] images",
             )
+
+    def _known(self, fsid: str) -> Registration:
+        for known in self._staying():
+            if known.image.fsid == fsid:
+                return known
+        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: no image with fsid {fsid}")
 
     def _staying(self) -> list[Registration]:
         return [known for known in self._images if known.key not in self._leaving]
@@ -384,7 +420,12 @@ class ControlService:
                 )
                 for entry in image.blobs
             ],
+            prefetch=self._prefetch_status(registration),
         )
+
+    def _prefetch_status(self, registration: Registration) -> PrefetchStatus:
+        report = self._prefetch.report(registration.key, registration.prefetch)
+        return PrefetchStatus(**report._asdict())
 
     def _bootstrap_status(self, registration: Registration, info: ImageInfo) -> ObjectStatus:
         """One that is mounted as a file is all there."""
@@ -402,6 +443,7 @@ class ControlService:
             id=key.cookie,
             size_bytes=size_bytes,
             resident_bytes=blob.resident_bytes if blob is not None else None,
+            in_flight_bytes=blob.in_flight_bytes if blob is not None else 0,
             reads=tally.reads,
             reads_failed=tally.reads_failed,
             requests=tally.requests,

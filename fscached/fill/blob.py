@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fscached.cache.blob import Blob, Fetch, Run
 from fscached.cache.extents import Extents
@@ -53,6 +53,27 @@ class Origin(NamedTuple):
     chunks: Callable[[], Awaitable[ChunkMap]]
 
 
+class Watcher(Protocol):
+    """Whoever wants to know what becomes of an open blob. Called in the event loop, where READs
+    wait meanwhile; raises nothing."""
+
+    def ready(self) -> None:
+        """Its chunks and their residency are known."""
+        ...
+
+    def read(self, start: int, end: int) -> None:
+        """A reader wants bytes [start, end) of the cache file; what that leads to is under way."""
+        ...
+
+    def demanded(self, fetch: Fetch) -> None:
+        """These chunks are fetched because somebody reads."""
+        ...
+
+    def closed(self) -> None:
+        """The kernel is done with it."""
+        ...
+
+
 class Stage(enum.Enum):
     """What is known of an open blob. NEW: nothing, and every want waits until chunk map and
     residency have come. READY: wants are answered from them. CLOSED: by the kernel."""
@@ -78,6 +99,7 @@ class OpenBlob:
         self.origin = origin
         self.stage = Stage.NEW
         self.blob: Blob | None = None
+        self.watcher: Watcher | None = None
         # Asked once: to look at a protocol takes 20 µs.
         self._local = origin.source if isinstance(origin.source, LocalSource) else None
         self._transport = transport
@@ -110,6 +132,8 @@ class OpenBlob:
         else:
             self._early[number] = want, self._loop.time()
             self.learn()
+        if self.watcher is not None:
+            self.watcher.read(want.start, want.end)
 
     def learn(self) -> asyncio.Task[None]:
         """Find out what the blob's chunks are and which are resident. When the task is done the
@@ -118,19 +142,22 @@ class OpenBlob:
             self._learning = self._spawn(self._learn())
         return self._learning
 
-    async def prefetch(self, limit_bytes: int, deadline_s: float) -> bool:
-        """Bring the next absent chunks; False when there are none.
-
-        Raises SourceError and OSError as a flight does.
-        """
+    def take(self, start: int, end: int, limit_bytes: int) -> Fetch | None:
+        """The next absent chunks of bytes [start, end), which are the caller's to `prefetch` now;
+        None when there are none, or nothing is known."""
         if self.blob is None or self.stage is not Stage.READY:
-            return False
-        fetch = self.blob.prefetch(limit_bytes)
-        if fetch is None:
-            return False
+            return None
+        return self.blob.prefetch(start, end, limit_bytes)
+
+    def remote_bytes(self, fetch: Fetch) -> int:
+        """How much a fetch asks of the source."""
+        start, end = self._cargo(fetch).remote
+        return end - start
+
+    async def prefetch(self, fetch: Fetch, deadline_s: float) -> None:
+        """Bring what was taken. Raises SourceError, NotReady and OSError as a flight does."""
         self._tally.prefetches += 1
         await self._fly(fetch, Priority.PREFETCH, deadline_s)
-        return True
 
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
@@ -141,6 +168,8 @@ class OpenBlob:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        if self.watcher is not None:
+            self.watcher.closed()
 
     @property
     def waiting(self) -> int:
@@ -164,6 +193,8 @@ class OpenBlob:
         self._writer = Writer(chunks, self._write, self._limits.verify)
         self.stage = Stage.READY
         self._completed()
+        if self.watcher is not None:
+            self.watcher.ready()
         early, self._early = self._early, {}
         for number, (want, came_s) in early.items():
             self._want(number, want, came_s)
@@ -205,6 +236,8 @@ class OpenBlob:
             self._arm()
             for fetch in verdict.fetches:
                 self._tally.fetches += 1
+                if self.watcher is not None:
+                    self.watcher.demanded(fetch)
                 if self._local is not None:
                     self._hop(fetch, self._local, self._fetched)
                 else:

@@ -39,7 +39,8 @@ class Access(NamedTuple):
 
     `after_s` is seconds from the image's first READ: when it was first read, or, if it never was,
     when prefetch asked for it; the earliest of all runs. `demands` and `prefetches` are the runs
-    in which a reader was first, or prefetch (whether it was read later nobody knows).
+    in which a reader was first, or prefetch (whether it was read later nobody knows). For the
+    reader bytes up to `reach` were fetched; what is behind `end` may have been read unasked.
     """
 
     blob_id: str
@@ -48,6 +49,7 @@ class Access(NamedTuple):
     after_s: float
     demands: int = 1
     prefetches: int = 0
+    reach: int = 0
 
     @property
     def demanded(self) -> bool:
@@ -164,11 +166,12 @@ def _joined(one: Access, other: Access) -> Access:
         min(access.after_s for access in demanded),
         min(one.demands + other.demands, RUN_LIMIT),
         min(one.prefetches + other.prefetches, RUN_LIMIT),
+        max(one.reach, other.reach),
     )
 
 
 # The file: {"trace": 1, "fsid": …, "reference": …, "runs": …, "blobs": [id, …],
-# "accesses": [[blob, start, end, ms, demands, prefetches], …],
+# "accesses": [[blob, start, end, ms, demands, prefetches, reach], …],
 # "files": [[path, ms, chunks read, chunks], …]}. `blob` is a position in `blobs`; a path has its
 # bytes that are no printable ASCII as %XX.
 
@@ -182,6 +185,7 @@ _Row = tuple[
     Annotated[int, Meta(ge=0, le=_MOMENT_LIMIT_MS)],
     _Count,
     _Count,
+    _Offset,
 ]
 
 
@@ -224,6 +228,7 @@ def encode(trace: Trace) -> bytes:
             round(access.after_s * 1000),
             access.demands,
             access.prefetches,
+            access.reach,
         )
         for access in kept.accesses
     ]
@@ -273,7 +278,8 @@ def _uses(file: _File) -> Iterator[FileUse]:
 
 def _accesses(file: _File) -> Iterator[Access]:
     seen = set()
-    for number, (blob, start, end, moment_ms, demands, prefetches) in enumerate(file.accesses):
+    for number, row in enumerate(file.accesses):
+        blob, start, end, moment_ms, demands, prefetches, reach = row
         if blob >= len(file.blobs) or start >= end or not demands + prefetches:
             raise TraceError(
                 f"access {number}: blob {blob} of {len(file.blobs)}, bytes {start} to {end}, in "
@@ -282,8 +288,8 @@ def _accesses(file: _File) -> Iterator[Access]:
         if (blob, start) in seen:
             raise TraceError(f"access {number}: bytes from {start} of blob {blob} are there twice")
         seen.add((blob, start))
-        access = Access(file.blobs[blob], start, end, moment_ms / 1000, demands, prefetches)
-        yield access
+        after_s = moment_ms / 1000
+        yield Access(file.blobs[blob], start, end, after_s, demands, prefetches, reach)
 
 
 class Chunks(Protocol):
@@ -309,6 +315,8 @@ class Recorder:
         self._blobs: dict[str, _Blob] = {}
         self._room = ACCESS_LIMIT
         self._cold = True
+        self._early: list[tuple[str, int, int, float]] = []
+        """READs of blobs whose chunks are not known yet: the first of each, mostly."""
 
     @property
     def began_s(self) -> float | None:
@@ -317,9 +325,13 @@ class Recorder:
 
     def learn(self, blob_id: str, chunks: Chunks, resident: bool) -> None:
         """A blob's chunks are known now. `resident`: some of them were here before the run."""
-        self._cold = self._cold and not (resident and self._began_s is None)
-        if blob_id not in self._blobs:
-            self._blobs[blob_id] = _Blob(chunks, bytearray(chunks.count), [], [])
+        if blob_id in self._blobs:
+            return
+        self._cold = self._cold and not resident
+        self._blobs[blob_id] = _Blob(chunks, bytearray(chunks.count), [], [], [])
+        early, self._early = self._early, []
+        for read in early:
+            self.read(*read)
 
     def read(self, blob_id: str, start: int, end: int, now_s: float) -> None:
         """A READ of bytes [start, end) of a blob's cache file."""
@@ -327,6 +339,8 @@ class Recorder:
             self._began_s = now_s
         blob = self._blobs.get(blob_id)
         if blob is None:
+            if len(self._early) < _EARLY_LIMIT:
+                self._early.append((blob_id, start, end, now_s))
             return
         flags = blob.flags
         for index in blob.chunks.overlapping(start, end):
@@ -335,6 +349,12 @@ class Recorder:
                 if self._room > 0:
                     self._room -= 1
                     blob.reads.append((index, now_s))
+
+    def fetched(self, blob_id: str, first: int, end: int) -> None:
+        """For a reader the chunks [first, end) of a blob's map are fetched."""
+        blob = self._blobs.get(blob_id)
+        if blob is not None and len(blob.windows) < ACCESS_LIMIT:
+            blob.windows.append((first, end))
 
     def prefetched(self, blob_id: str, first: int, end: int, now_s: float) -> None:
         """Prefetch asks for the chunks [first, end) of a blob's map."""
@@ -356,29 +376,52 @@ class Recorder:
         return bounded(Trace(self._fsid, self._reference, int(self._cold), accesses))
 
     def _of(self, blob_id: str, blob: _Blob) -> Iterator[Access]:
+        reaches = blob.reaches()
         for index, at_s in blob.reads:
-            yield self._access(blob_id, blob, index, at_s, (1, 0))
+            yield self._access(blob_id, blob, index, at_s, 1, 0, reaches.get(index, 0))
         for index, at_s in blob.asked:
             if not blob.flags[index] & _READ:
-                yield self._access(blob_id, blob, index, at_s, (0, 1))
+                yield self._access(blob_id, blob, index, at_s, 0, 1, 0)
 
     def _access(
-        self, blob_id: str, blob: _Blob, index: int, at_s: float, counts: tuple[int, int]
+        self,
+        blob_id: str,
+        blob: _Blob,
+        index: int,
+        at_s: float,
+        demands: int,
+        prefetches: int,
+        reach: int,
     ) -> Access:
         assert self._began_s is not None
         start, end = blob.chunks.offset(index), blob.chunks.padded_end(index)
         after_s = min(max(at_s - self._began_s, 0.0), _MOMENT_LIMIT_MS / 1000)
-        return Access(blob_id, start, end, round(after_s, 3), *counts)
+        return Access(blob_id, start, end, round(after_s, 3), demands, prefetches, reach)
 
 
+_EARLY_LIMIT: Final = 4096
 _READ: Final = 1
 _ASKED: Final = 2
 
 
 class _Blob(NamedTuple):
-    """`flags` says of each chunk whether it was read or prefetched; the lists when, in order."""
+    """`flags` says of each chunk whether it was read or prefetched; the lists when, in order.
+    `windows` are the chunks fetched for readers."""
 
     chunks: Chunks
     flags: bytearray
     reads: list[tuple[int, float]]
     asked: list[tuple[int, float]]
+    windows: list[tuple[int, int]]
+
+    def reaches(self) -> dict[int, int]:
+        """Of chunks that were read, up to which byte was fetched for it. A window ahead of a reader
+        belongs to what it read last."""
+        owners: dict[int, int] = {}
+        found: dict[int, int] = {}
+        for first, end in self.windows:
+            owner = first if self.flags[first] & _READ else owners.pop(first, None)
+            if owner is not None:
+                owners[end] = owner
+                found[owner] = max(self.chunks.padded_end(end - 1), found.get(owner, 0))
+        return found

@@ -102,6 +102,11 @@ class Registries:
             return self._remote(proxied, peers)
         return self._remote(registry, [*peers, proxied])
 
+    @property
+    def readers_alone(self) -> bool:
+        """Whether prefetch stands still because of readers."""
+        return self._transfers.readers_alone
+
     def store(
         self,
         host: str,

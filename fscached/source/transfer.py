@@ -391,6 +391,11 @@ class Transfers:
                 await self._quiet.wait()
             return await self._run(self._prefetch, request, feed, traffic, accepted)
 
+    @property
+    def readers_alone(self) -> bool:
+        """Whether prefetch stands still because of readers."""
+        return self._prefetch.held
+
     def rest(self, origin: str, pause_s: float) -> None:
         """Send nothing to an origin for a while: it said Retry-After."""
         self._respites.grant(origin, pause_s)

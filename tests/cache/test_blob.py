@@ -14,6 +14,7 @@ from fscached.cache.extents import Extents
 from fscached.cache.planner import Planner
 
 PAGE = 4096
+END = 1 << 40
 
 
 class Layout:
@@ -86,7 +87,7 @@ def test_wants_join_fetches_in_flight():
 def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
     """A chunk that is being prefetched is demanded anew; whichever comes second is not used."""
     target = blob([1] * 8)
-    slow = target.prefetch(8 * PAGE)
+    slow = target.prefetch(0, END, 8 * PAGE)
     assert slow is not None and (slow.first, slow.end) == (0, 8)
     (quick,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
     assert (quick.first, quick.end) == (3, 4)
@@ -100,7 +101,7 @@ def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
 def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
     """Only the fetch that owns a chunk can lose it."""
     target = blob([1] * 4)
-    slow = target.prefetch(4 * PAGE)
+    slow = target.prefetch(0, END, 4 * PAGE)
     (quick,) = target.want(1, 0, PAGE, 0.0).fetches
     assert target.lost(slow, 0.0) == ([], ())
     assert fly(target, quick) == [1]
@@ -243,7 +244,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(pages=st.integers(1, 8))
     def prefetch(self, pages):
-        fetch = self.target.prefetch(pages * PAGE)
+        fetch = self.target.prefetch(0, END, pages * PAGE)
         if fetch is not None:
             self.flights.append(fetch)
 

@@ -15,6 +15,7 @@ from fscached import config
 from fscached.cli import main
 from fscached.control import api, http, messages
 from fscached.control.state import State
+from fscached.prefetch.job import Phase
 from fscached.transport import ObjectKey, mount
 
 FSID = "f" * 64
@@ -30,6 +31,10 @@ class StandInService:
         self.credentials: messages.Credentials | None = None
         self.settled = True
         self.files = False
+        why = "readers come first"
+        self.prefetched = messages.PrefetchStatus(
+            Phase.PAUSED, why, left_bytes=3 << 20, eta_s=64.5
+        )
         self.after_pull: Callable[[], None] = lambda: None
 
     def images(self) -> list[messages.ImageInfo]:
@@ -61,7 +66,9 @@ class StandInService:
         return self.registered.pop(fsid, None) is not None
 
     def status(self) -> messages.Status:
-        blob = messages.ObjectStatus(BLOB, 3 << 20, None, reads=5, requests=2, received_bytes=2048)
+        blob = messages.ObjectStatus(
+            BLOB, 3 << 20, None, 5, requests=2, received_bytes=2048, given={"local_peer": 2048}
+        )
         boot = messages.ObjectStatus(FSID, 4096, 4096, reads=1, reads_failed=1)
         return messages.Status(
             version="0.1.0",
@@ -75,7 +82,7 @@ class StandInService:
             totals=messages.Totals(reads=6, reads_failed=1, requests=2, received_bytes=2048),
             images=[
                 messages.ImageStatus(
-                    image.reference, image.fsid, "dom", "sha256:00", True, boot, [blob]
+                    image.reference, image.fsid, "dom", "sha256:00", True, boot, [blob], self.prefetched
                 )
                 for image in self.registered.values()
             ],

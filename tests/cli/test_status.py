@@ -43,7 +43,9 @@ def test_text(daemon: Any, mounts: Any, fscached: Fscached, tmp_path: Path) -> N
     assert lines[4].startswith(f"registry.test/app:1 on {tmp_path / 'a'} ")
     assert cells[2][0] == "bootstrap"
     assert cells[3][:3] == ["blob", "b" * 12, "unknown"]
-    assert len(set(map(len, lines[3:]))) == 1
+    assert lines[4].endswith("paused (readers come first), 3.0 MiB left, 1 min 5 s")
+    assert len(set(map(len, lines[3:7]))) == 1
+    assert lines[7] == "registry.test/app:1 given: 2.0 KiB by local peer"
 
 
 def test_no_images(daemon: Any, mounts: Any, fscached: Fscached) -> None:

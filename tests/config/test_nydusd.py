@@ -62,6 +62,16 @@ def registry(**settings: object) -> dict[str, Any]:
     return {"device": {"backend": {"type": "registry", "config": settings}}}
 
 
+@pytest.mark.parametrize(("value", "policies"), [(True, 5), (False, 4)])
+def test_what_is_prefetched_is_what_nydusd_would(value, policies):
+    """`prefetch_all` off leaves the rest of the image out; files are patterns of ours."""
+    article = json.loads(ARTICLE.read_text())
+    article["fs_prefetch"] |= {"prefetch_all": value, "prefetch_files": ["/usr/bin", "/app/a"]}
+    found = config.parse(json.dumps(article), "article.json").prefetch
+    assert found.policies == config.Prefetch().policies[:policies]
+    assert found.patterns == ("/usr/bin", "/app/a")
+
+
 def test_the_article() -> None:
     """Its file is accepted as it is; what applies is applied, the rest is named."""
     found = config.load(ARTICLE)
@@ -71,6 +81,8 @@ def test_the_article() -> None:
     assert found.cache.directory == "/var/lib/nydus/cache/"
     assert (found.prefetch.enabled, found.prefetch.range_bytes) == (True, 131072)
     assert found.source.prefetch_connections == 10
+    assert found.prefetch.bandwidth_bytes_per_s == 1 << 20
+    assert found.prefetch.policies == config.Prefetch().policies
     assert found.fetch.verify is True
     (mirror,) = found.source.mirrors
     assert (mirror.host, mirror.authorization) == ("http://127.0.0.1:65001", False)

@@ -14,6 +14,8 @@ from fscached import config
 from fscached.control import api, http, messages
 from fscached.control.entry import BlobEntry
 from fscached.control.state import Lifecycle, State, Trigger
+from fscached.prefetch.job import Phase
+from fscached.prefetch.trace import Access, Trace
 
 BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)
 IMAGE = messages.ImageStatus(
@@ -24,7 +26,11 @@ IMAGE = messages.ImageStatus(
     settled=False,
     bootstrap=messages.ObjectStatus("f" * 64, 4096, 4096, reads=1),
     blobs=[BLOB],
+    prefetch=messages.PrefetchStatus(Phase.RUNNING, "", 3, 8192, 4096, 2048.0, 2.0),
 )
+
+
+TRACE = Trace("f" * 64, "registry.test/app:1", 1, (Access("b" * 64, 0, 4096, 0.5),))
 
 
 class StandInService:
@@ -79,6 +85,20 @@ class StandInService:
         if self.pull:
             await self.pull()
         return self.images()[0]
+
+    def prefetch(self, fsid: str) -> messages.PrefetchStatus:
+        self.asked.append(("prefetch", fsid))
+        return self.prefetch_status(fsid)
+
+    def prefetch_status(self, fsid: str) -> messages.PrefetchStatus:
+        return self.image_status[0].prefetch
+
+    async def trace(self, fsid: str, run: bool) -> Trace | None:
+        self.asked.append(("trace", fsid, run))
+        return TRACE if self.found else None
+
+    async def adopt_trace(self, trace: Trace) -> None:
+        self.asked.append(trace)
 
     def images(self) -> list[messages.ImageInfo]:
         return [

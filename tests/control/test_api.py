@@ -15,6 +15,7 @@ from fscached.control.client import Client, DaemonAway, DaemonError
 from fscached.control.messages import Credentials
 from fscached.control.state import State
 from fscached.source import Fault, SourceError
+from tests.control.conftest import TRACE
 
 pytestmark = pytest.mark.asyncio
 
@@ -211,6 +212,28 @@ async def test_images_are_listed_and_removed(client: Client, service: Any) -> No
     assert (await refused(client.delete, "/api/v2/images")).status == 400
 
 
+async def test_prefetch_is_ordered_and_reported(client: Client, service: Any) -> None:
+    """By fsid; how it goes on is a reply of its own."""
+    status = await call(client.put, "/api/v2/prefetch", {"fsid": FSID})
+    assert service.asked == [("prefetch", FSID)]
+    assert status == await call(client.get, "/api/v2/prefetch", fsid=FSID)
+    assert (status["phase"], status["left_bytes"], status["eta_s"]) == ("running", 4096, 2.0)
+    assert (await refused(client.get, "/api/v2/prefetch")).status == 400
+    assert (await refused(client.put, "/api/v2/prefetch", {"fsid": ""})).status == 400
+
+
+async def test_traces_go_out_and_come_in(client: Client, service: Any) -> None:
+    """As a file of `fscached trace export` has them; what is none is refused."""
+    trace = await call(client.get, "/api/v2/traces", fsid=FSID)
+    assert (trace["fsid"], len(trace["accesses"])) == (FSID, 1)
+    await call(client.get, "/api/v2/traces", fsid=FSID, run="present")
+    await call(client.put, "/api/v2/traces", trace)
+    assert service.asked == [("trace", FSID, False), ("trace", FSID, True), TRACE]
+    assert (await refused(client.put, "/api/v2/traces", {"trace": 1})).status == 400
+    service.found = False
+    assert (await refused(client.get, "/api/v2/traces", fsid=FSID)).status == 404
+
+
 async def test_status_is_the_whole_status(client: Client) -> None:
     """Daemon, totals, images and their objects."""
     status = await call(client.get, "/api/v2/status")
@@ -292,6 +315,8 @@ async def test_prometheus_text(
     assert "# TYPE fscached_reads_waiting gauge" in lines
     labels = f'{{fsid="{FSID}",reference="registry.test/app:1"}}'
     assert f"fscached_image_resident_bytes{labels} 8192" in lines
+    assert f"fscached_image_prefetch_left_bytes{labels} 4096" in lines
+    assert f'fscached_image_prefetch{labels[:-1]},phase="running"}} 1' in lines
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
 

@@ -15,12 +15,16 @@ from fscached.control import entry
 from fscached.control.http import ApiError
 from fscached.control.messages import Credentials
 from fscached.control.service import ControlService
-from fscached.fill.blob import Limits
+from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
 from fscached.handover import Handover
 from fscached.images import Images
+from fscached.prefetch.clock import LoopClock
+from fscached.prefetch.service import Means
+from fscached.prefetch.service import Service as Prefetcher
+from fscached.prefetch.traces import Traces
 from fscached.source import SourceError
 from fscached.source.registries import Registries
 from fscached.store import Store
@@ -62,11 +66,15 @@ class Node:
         self.objects = Objects(self.kernel, self.images.lookup, limits, self.crew)
         self.registries = Registries(config)
         self.stopped = asyncio.Event()
+        traces = Traces(directory / "state" / "traces")
+        self.prefetch = Prefetcher(Means(60.0, 2, 0), traces, LoopClock())
+        self.objects.on_blob = self.opened
         self.service = ControlService(
             config,
             self.store,
             self.images,
             self.objects,
+            self.prefetch,
             self.kernel,
             self.registries,
             handover,
@@ -74,12 +82,17 @@ class Node:
         )
         asyncio.get_running_loop().add_reader(self.kernel.fileno(), self.drain)
 
+    def opened(self, key: ObjectKey, blob: OpenBlob) -> None:
+        for known in self.images.having(key):
+            self.prefetch.begin(known.key, known.image, known.prefetch, key.cookie, blob)
+
     def drain(self) -> None:
         for event in self.kernel.drain():
             self.objects.handle(event)
 
     async def close(self) -> None:
         asyncio.get_running_loop().remove_reader(self.kernel.fileno())
+        await self.prefetch.close()
         self.objects.close()
         self.kernel.close()
         await self.registries.close()

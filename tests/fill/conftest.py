@@ -42,7 +42,8 @@ class Remote:
             digests += codec.digest(Digest.BLAKE3, chunk)
             self.content += chunk + bytes(align_up(size) - size)
             self.file += packed
-        self.chunks = ChunkMap(self._entry(len(sizes), compressor), infos, digests)
+        self.entry = self._entry(len(sizes), compressor)
+        self.chunks = ChunkMap(self.entry, infos, digests)
 
     def _entry(self, count: int, compressor: Compressor) -> BlobEntry:
         return BlobEntry(

@@ -1,90 +1,299 @@
-"""Whole blobs in the background, and pauses instead of failures."""
+"""Images in the background: all of them once, within budgets, in nobody's way, with pauses instead
+of failures. Time is the test's; only the loop and the workers are real."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+import logging
+from itertools import pairwise
 
 import pytest
 
-from fscached.prefetch import service as module
-from fscached.prefetch.service import Plan, Service
+from fscached.prefetch.job import Phase
+from fscached.prefetch.trace import Access, Trace
 from fscached.source import Priority
-from rafs_v6.layout import Compressor
-from tests.fill.conftest import KEY, MIB, Scene, scene  # noqa: F401
+from fscached.transport import OutOfSpace
+from tests.fill.conftest import KEY, MIB, until
+from tests.prefetch.conftest import IMAGE, Make
 
 pytestmark = pytest.mark.asyncio
 
-
-@asynccontextmanager
-async def prefetching(here: Scene):
-    """The scene with a prefetch service that begins with every opened blob."""
-    service = Service(Plan(range_bytes=MIB, deadline_s=60.0, concurrency=2))
-    here.objects.on_blob = lambda key, blob: service.begin(blob)
-    try:
-        await here.kernel.open(KEY)
-        yield service
-    finally:
-        await service.close()
-        here.close()
+CHUNK = 65536
 
 
-async def complete(here: Scene) -> None:
-    """The whole blob is resident; the test's own time limit bounds it."""
-    while here.kernel.resident_bytes(KEY) < len(here.remote.content):  # noqa: ASYNC110
-        await asyncio.sleep(0.001)
+def offsets(here, priority: Priority = Priority.PREFETCH) -> list[int]:
+    """Where requests began, in chunks; chunks are stored as they are."""
+    return [start // CHUNK for start, _, asked in here.source.asked if asked is priority]
 
 
-async def test_a_blob_is_brought_without_a_reader(scene):  # noqa: F811
+async def test_an_image_is_brought_without_a_reader(desk: Make):
     """Nobody reads; the kernel answers for the file only after a while; all of it comes, once."""
-    here = scene([65536] * 64, Compressor.NONE)
-    async with prefetching(here):
-        await complete(here)
-        assert here.kernel.content(KEY) == here.remote.content
-        assert {priority for _, _, priority in here.source.asked} == {Priority.PREFETCH}
-        assert sum(end - start for start, end, _ in here.source.asked) == 64 * 65536
+    it = desk([CHUNK] * 64, range_bytes=MIB)
+    here = it.here
+    await here.kernel.open(KEY)
+    await it.complete()
+    await until(lambda: it.report.phase is Phase.DONE)
+    assert here.kernel.content(KEY) == here.remote.content
+    assert {priority for _, _, priority in here.source.asked} == {Priority.PREFETCH}
+    assert sum(end - start for start, end, _ in here.source.asked) == 64 * CHUNK
+    assert all(end - start <= MIB for start, end, _ in here.source.asked)
     assert here.kernel.asked == []
+    report = it.report
+    assert (report.left_bytes, report.eta_s, report.brought_bytes) == (0, 0.0, 64 * CHUNK)
+    assert report.requests == len(here.source.asked)
+    await it.close()
 
 
-async def test_a_source_that_fails_is_tried_again(scene, monkeypatch, caplog):  # noqa: F811
-    """A registry that is down for a moment costs a pause and a line."""
-    monkeypatch.setattr(module, "RETRY_PAUSE_S", 0.01)
-    here = scene([65536] * 8, Compressor.NONE)
-    here.source.break_after_bytes = 0
-    async with prefetching(here):
-        while "pauses" not in caplog.text:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        here.source.break_after_bytes = None
-        await complete(here)
+async def test_what_a_trace_expects_comes_first(desk: Make):
+    """In the trace's order, nearby chunks as one request, then the rest."""
+    it = desk([CHUNK] * 64, {"concurrency": 1}, policies=("trace", "whole"), range_bytes=CHUNK)
+    accesses = tuple(
+        Access(KEY.cookie, chunk * CHUNK, (chunk + 1) * CHUNK, moment / 10)
+        for moment, chunk in enumerate([40, 41, 10, 63])
+    )
+    it.traces.adopt(Trace(IMAGE.cookie, "host/app:1", 1, accesses))
+    await it.here.kernel.open(KEY)
+    await it.complete()
+    assert offsets(it.here)[:5] == [40, 41, 10, 63, 0]
+    await it.close()
 
 
-async def test_a_closed_blob_is_left_alone(scene):  # noqa: F811
+async def test_only_what_the_policies_name_is_brought(desk: Make):
+    """Without `whole` the rest stays where it is, and that is no reason to be busy."""
+    it = desk([CHUNK] * 64, policies=("trace",))
+    access = Access(KEY.cookie, 5 * CHUNK, 7 * CHUNK, 0.0)
+    it.traces.adopt(Trace(IMAGE.cookie, "", 1, (access,)))
+    await it.here.kernel.open(KEY)
+    await until(lambda: it.report.phase is Phase.DONE)
+    assert it.here.kernel.resident_bytes(KEY) == 2 * CHUNK
+    assert it.service.insist(IMAGE)
+    assert it.report.left_bytes == 62 * CHUNK
+    await it.complete()
+    await it.close()
+
+
+async def test_nothing_is_brought_of_an_image_that_wants_none(desk: Make):
+    """Until somebody insists."""
+    it = desk([CHUNK] * 8, enabled=False)
+    assert not it.service.insist(IMAGE)
+    await it.here.kernel.open(KEY)
+    await it.here.kernel.read(KEY, 0, 4096)
+    assert (it.report.phase, offsets(it.here)) == (Phase.OFF, [])
+    assert it.service.insist(IMAGE)
+    await it.complete()
+    await it.close()
+
+
+async def test_a_sequential_reader_finds_what_follows(desk: Make):
+    """Two READs without a gap, and what comes after them is on its way; a random reader has
+    nothing brought."""
+    one_chunk = {"window_bytes": 4096, "window_limit_bytes": 4096}
+    it = desk([CHUNK] * 64, limits=one_chunk, policies=("sequential",), ahead_bytes=8 * CHUNK)
+    here = it.here
+    await here.kernel.open(KEY)
+    await here.kernel.read(KEY, 60 * CHUNK, 61 * CHUNK)
+    await here.kernel.read(KEY, 50 * CHUNK, 51 * CHUNK)
+    assert offsets(here) == []
+    for chunk in range(4):
+        await here.kernel.read(KEY, chunk * CHUNK, (chunk + 1) * CHUNK)
+    await until(lambda: here.kernel.resident_bytes(KEY) >= 10 * CHUNK)
+    assert set(offsets(here)) <= set(range(4, 12))
+    await it.close()
+
+
+async def test_the_budget_is_never_exceeded_for_long(desk: Make):
+    """1 MiB/s: what was asked for by any moment is what the limit gives until then, and what may
+    begin before it is spent."""
+    it = desk([CHUNK] * 64, {"bandwidth_bytes_per_s": MIB}, range_bytes=MIB)
+    moments: list[tuple[float, int]] = []
+    read = it.here.source.read
+
+    async def timed(blob_id, start, end, *rest):
+        moments.append((it.clock.time_s, end - start))
+        return await read(blob_id, start, end, *rest)
+
+    it.here.source.read = timed  # type: ignore[method-assign]
+    await it.here.kernel.open(KEY)
+    await it.complete()
+    spent, began_s = 0, moments[0][0]
+    for at_s, size in moments:
+        assert spent <= MIB * (at_s - began_s) + MIB // 2 + 1
+        spent += size
+    assert moments[-1][0] - began_s >= 2.5
+    await it.close()
+
+
+async def test_each_image_has_its_own_limit_too(desk: Make):
+    """The tighter of the two counts."""
+    it = desk([CHUNK] * 16, {"bandwidth_bytes_per_s": 0}, image_bandwidth_bytes_per_s=CHUNK)
+    began_s = it.clock.time_s
+    await it.here.kernel.open(KEY)
+    await it.complete()
+    assert it.clock.time_s - began_s >= 13
+    await it.close()
+
+
+async def test_demand_spends_the_budget_and_never_waits_for_it(desk: Make):
+    """Readers take what they need at once; prefetch waits until the budget has recovered."""
+    it = desk([CHUNK] * 64, {"bandwidth_bytes_per_s": CHUNK}, range_bytes=CHUNK)
+    here = it.here
+    it.clock.held = True
+    await here.kernel.open(KEY)
+    await here.kernel.read(KEY, 0, 16 * CHUNK)
+    assert offsets(here) == []
+    it.clock.held = False
+    before_s = it.clock.time_s
+    await until(lambda: offsets(here))
+    assert it.clock.time_s - before_s >= 1
+    await it.close()
+
+
+async def test_a_source_that_fails_is_tried_again(desk: Make, caplog):
+    """A registry that is down for a moment costs a pause and a line; pauses grow."""
+    it = desk([CHUNK] * 8)
+    it.here.source.break_after_bytes = 0
+    await it.here.kernel.open(KEY)
+    await until(lambda: caplog.text.count("pauses") >= 3)
+    assert it.report.phase is Phase.PAUSED and "broken off" in it.report.why
+    it.here.source.break_after_bytes = None
+    await it.complete()
+    await until(lambda: it.report.phase is Phase.DONE)
+    pauses = [seconds for seconds in it.clock.slept_s if seconds >= 1]
+    assert any(later > sooner for sooner, later in pairwise(pauses))
+    await it.close()
+
+
+async def test_a_nearly_full_disk_stops_it_and_space_lets_it_go_on(desk: Make, caplog):
+    """Said once; readers are served meanwhile."""
+    full = [True]
+
+    def room() -> None:
+        if full[0]:
+            raise OutOfSpace(28, "/cache: at most 4 % of its blocks are free")
+
+    caplog.set_level(logging.INFO)
+    one_chunk = {"window_bytes": 4096, "window_limit_bytes": 4096}
+    it = desk([CHUNK] * 8, {"room": room}, limits=one_chunk)
+    await it.here.kernel.open(KEY)
+    await until(lambda: len([s for s in it.clock.slept_s if s == 10.0]) > 5)
+    assert it.report.phase is Phase.STOPPED and "4 %" in it.report.why
+    assert caplog.text.count("prefetch stops") == 1
+    await it.here.kernel.read(KEY, 0, 4096)
+    assert offsets(it.here) == []
+    full[0] = False
+    await it.complete()
+    assert caplog.text.count("there is room again") == 1
+    await it.close()
+
+
+async def test_a_write_that_finds_no_space_stops_it_too(desk: Make, caplog):
+    """A quota is nothing that statvfs(3) knows."""
+    it = desk([CHUNK] * 8, range_bytes=CHUNK)
+    it.here.kernel.write_errors = [OutOfSpace(122, "quota") for _ in range(6)]
+    await it.here.kernel.open(KEY)
+    await until(lambda: not it.here.kernel.write_errors)
+    await it.complete()
+    assert it.here.kernel.content(KEY) == it.here.remote.content
+    assert caplog.text.count("prefetch stops") == 1
+    await it.close()
+
+
+async def test_a_closed_image_is_left_alone(desk: Make):
     """After CLOSE nothing is fetched any more."""
-    here = scene([65536] * 64, Compressor.NONE)
-    async with prefetching(here):
-        here.source.gate.clear()
-        while not here.source.asked:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        here.kernel.umount(KEY)
-        while here.objects.tally.closes == 0:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-        asked = len(here.source.asked)
-        here.source.gate.set()
-        await asyncio.sleep(0)
-        assert len(here.source.asked) == asked
+    it = desk([CHUNK] * 64, range_bytes=CHUNK)
+    here = it.here
+    here.source.gate.clear()
+    await here.kernel.open(KEY)
+    await until(lambda: here.source.asked)
+    here.kernel.umount(KEY)
+    await until(lambda: here.objects.tally.closes)
+    asked = len(here.source.asked)
+    here.source.gate.set()
+    await until(lambda: it.report.phase is Phase.WAITING)
+    assert len(here.source.asked) == asked
+    await it.close()
 
 
-async def test_readers_are_right_while_prefetch_runs(scene):  # noqa: F811
+async def test_a_successor_fetches_nothing_twice(desk: Make):
+    """The daemon is replaced halfway; at the object's next READ prefetch goes on with the rest."""
+    it = desk([CHUNK] * 64, range_bytes=4 * CHUNK)
+    here = it.here
+    await here.kernel.open(KEY)
+    await until(lambda: here.kernel.resident_bytes(KEY) >= 16 * CHUNK)
+    here.replace_daemon()
+    here.objects.on_blob = it.opened
+    before = here.kernel.resident_bytes(KEY)
+    await asyncio.sleep(0)
+    await here.kernel.read(KEY, 63 * CHUNK, 63 * CHUNK + 4096)
+    await it.complete()
+    assert here.kernel.content(KEY) == here.remote.content
+    assert here.kernel.rewritten_bytes == 0
+    assert before < 64 * CHUNK
+    await it.close()
+
+
+async def test_readers_are_right_while_prefetch_runs(desk: Make):
     """Demand and prefetch bring the same blob together, and every byte is right."""
-    here = scene([50_000] * 80)
-    async with prefetching(here):
-        reads = [
-            here.kernel.read(KEY, start, start + 4096)
-            for start in range(0, len(here.remote.content), 7 * 4096)
-            if start + 4096 <= len(here.remote.content)
-        ]
-        for index, data in enumerate(await asyncio.gather(*reads)):
-            assert data == here.remote.content[index * 7 * 4096 : index * 7 * 4096 + 4096]
-        await complete(here)
-        assert here.kernel.content(KEY) == here.remote.content
-        assert here.kernel.rewritten_bytes == 0
+    it = desk([50_000] * 80, range_bytes=MIB)
+    here = it.here
+    await here.kernel.open(KEY)
+    reads = [
+        here.kernel.read(KEY, start, start + 4096)
+        for start in range(0, len(here.remote.content), 7 * 4096)
+        if start + 4096 <= len(here.remote.content)
+    ]
+    for index, data in enumerate(await asyncio.gather(*reads)):
+        assert data == here.remote.content[index * 7 * 4096 : index * 7 * 4096 + 4096]
+    await it.complete()
+    assert here.kernel.content(KEY) == here.remote.content
+    assert here.kernel.rewritten_bytes == 0
+    await it.close()
+
+
+async def test_a_run_is_recorded_and_known_to_the_next_daemon(desk: Make, tmp_path):
+    """What was read, in order; of the run that goes on, and settled when it ends."""
+    it = desk([CHUNK] * 64, enabled=False)
+    here = it.here
+    await here.kernel.open(KEY)
+    await here.kernel.read(KEY, 7 * CHUNK, 7 * CHUNK + 4096)
+    it.clock.time_s += 1.5
+    await here.kernel.read(KEY, 3 * CHUNK, 5 * CHUNK)
+    present = await it.service.trace(IMAGE, it.image, run=True)
+    assert present is not None
+    assert [access.start // CHUNK for access in present.accesses] == [7, 3, 4]
+    assert present.accesses[0].after_s == 0.0 and present.accesses[1].after_s >= 1.5
+    here.kernel.umount(KEY)
+    await until(lambda: it.traces.load(IMAGE.cookie))
+    assert it.traces.load(IMAGE.cookie) == present
+    (file,) = (tmp_path / "traces").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    await here.kernel.open(KEY)
+    await here.kernel.read(KEY, 40 * CHUNK, 40 * CHUNK + 4096)
+    known = await it.service.trace(IMAGE, it.image)
+    assert known is not None and known.runs == 1
+    assert [access.start // CHUNK for access in known.accesses] == [7, 40, 3, 4]
+    await it.close()
+    assert it.traces.load(IMAGE.cookie) == known
+
+
+async def test_a_run_cut_short_by_a_kill_is_not_lost(desk: Make):
+    """What was kept of it counts as a run, once."""
+    it = desk([CHUNK] * 8, enabled=False)
+    run = Trace(IMAGE.cookie, "", 1, (Access(KEY.cookie, 0, CHUNK, 0.0),))
+    it.traces.keep_run(run, "abcd")
+    it.traces.recover()
+    it.traces.recover()
+    assert it.traces.load(IMAGE.cookie) == run
+    await it.close()
+
+
+async def test_a_bug_in_the_recording_is_no_readers_error(desk: Make, monkeypatch, caplog):
+    """The READ is answered; the log has the trace."""
+    it = desk([CHUNK] * 8, enabled=False)
+    await it.here.kernel.open(KEY)
+    (blob,) = it.here.objects.blobs(KEY.volume).values()
+    job = next(iter(blob.watcher.jobs.values()))
+    monkeypatch.setattr(job.recording, "read", lambda *_: 1 / 0)
+    assert await it.here.kernel.read(KEY, 0, 4096) == it.here.remote.content[:4096]
+    assert "is not recorded" in caplog.text
+    await it.close()

@@ -139,6 +139,7 @@ def test_a_recorder_keeps_the_first_access_of_each_chunk():
     recorder.read(BLOBS[1], CHUNK_BYTES, 2 * CHUNK_BYTES, 100.25)
     recorder.read(BLOBS[0], 3 * CHUNK_BYTES, 5 * CHUNK_BYTES, 101.0)
     recorder.read("unknown", 0, 4096, 102.0)
+    assert recorder.began_s == 100.0
     assert recorder.trace() == Trace(
         FSID,
         "host/image:1",
@@ -151,6 +152,31 @@ def test_a_recorder_keeps_the_first_access_of_each_chunk():
             access(0, 4, 1000),
         ),
     )
+
+
+def test_what_is_read_before_its_chunks_are_known_is_not_lost():
+    """A blob's first READ waits for its chunk map: 150 ms where it has to be fetched."""
+    recorder = Recorder(FSID, "")
+    recorder.read(BLOBS[0], 3 * CHUNK_BYTES, 3 * CHUNK_BYTES + 4096, 1.0)
+    recorder.read(BLOBS[1], 0, 4096, 1.5)
+    recorder.learn(BLOBS[1], Chunks(), resident=False)
+    recorder.learn(BLOBS[0], Chunks(), resident=False)
+    trace = recorder.trace()
+    assert trace is not None
+    assert trace.accesses == (access(0, 3, 0), access(1, 0, 500))
+
+
+def test_what_was_fetched_along_with_a_chunk_is_known():
+    """Whoever reads in a window finds it resident, and nobody is told."""
+    recorder = Recorder(FSID, "")
+    recorder.learn(BLOBS[0], Chunks(), resident=False)
+    recorder.fetched(BLOBS[0], 2, 4)
+    recorder.read(BLOBS[0], 2 * CHUNK_BYTES, 2 * CHUNK_BYTES + 4096, 1.0)
+    recorder.fetched(BLOBS[0], 4, 8)
+    recorder.fetched(BLOBS[0], 12, 14)
+    trace = recorder.trace()
+    assert trace is not None
+    assert trace.accesses == (access(0, 2, 0)._replace(reach=8 * CHUNK_BYTES),)
 
 
 def test_a_run_that_began_warm_is_no_cold_one():
@@ -178,7 +204,7 @@ def test_what_is_kept_has_a_limit(monkeypatch):
 
 def test_the_largest_trace_fits_its_limit():
     """Every access with the largest numbers."""
-    row = [255, (1 << 45) - 1, 1 << 45, 366 * 86_400_000, 10**6, 10**6]
+    row = [255, (1 << 45) - 1, 1 << 45, 366 * 86_400_000, 10**6, 10**6, 1 << 45]
     longest = len(json.dumps(row, separators=(",", ":"))) + 1
     use = ["", 366 * 86_400_000, 1 << 32, 1 << 32]
     names = (len(json.dumps(use, separators=(",", ":"))) + 1) * module.FILE_LIMIT
@@ -210,7 +236,7 @@ GOOD = {
     "reference": "r",
     "runs": 1,
     "blobs": [BLOBS[0]],
-    "accesses": [[0, 0, 4096, 0, 1, 0]],
+    "accesses": [[0, 0, 4096, 0, 1, 0, 0]],
 }
 
 
@@ -228,12 +254,12 @@ GOOD = {
         ({"reference": "a\nb"}, "not a trace"),
         ({"runs": -1}, "not a trace"),
         ({"blobs": ["a/b"]}, "not a trace"),
-        ({"accesses": [[1, 0, 4096, 0, 1, 0]]}, "access 0: blob 1 of 1"),
-        ({"accesses": [[0, 4096, 4096, 0, 1, 0]]}, "access 0"),
-        ({"accesses": [[0, 0, 4096, 0, 0, 0]]}, "in 0 runs"),
-        ({"accesses": [[0, 0, 1 << 60, 0, 1, 0]]}, "not a trace"),
-        ({"accesses": [[0, 0, 4096, 1e999, 1, 0]]}, "not a trace"),
-        ({"accesses": [[0, 0, 4096, 0, 1, 0]] * 2}, "twice"),
+        ({"accesses": [[1, 0, 4096, 0, 1, 0, 0]]}, "access 0: blob 1 of 1"),
+        ({"accesses": [[0, 4096, 4096, 0, 1, 0, 0]]}, "access 0"),
+        ({"accesses": [[0, 0, 4096, 0, 0, 0, 0]]}, "in 0 runs"),
+        ({"accesses": [[0, 0, 1 << 60, 0, 1, 0, 0]]}, "not a trace"),
+        ({"accesses": [[0, 0, 4096, 1e999, 1, 0, 0]]}, "not a trace"),
+        ({"accesses": [[0, 0, 4096, 0, 1, 0, 0]] * 2}, "twice"),
         ({"accesses": [[0, 0, 4096]]}, "not a trace"),
     ],
 )
