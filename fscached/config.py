@@ -162,6 +162,22 @@ class Fetch(Table, frozen=True):
     deadline_s: Annotated[
         float, Meta(gt=0, le=3600, description="A chunk not there after this: its readers get EIO.")
     ] = 30.0
+    on_source_outage: Annotated[
+        Literal["eio", "wait"],
+        Meta(
+            description="No source can be reached: readers get EIO as for any other fault, or wait"
+            " for one to return."
+        ),
+    ] = "eio"
+    outage_limit_s: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=86_400,
+            description="So long, with wait; then EIO. Keep it below the kernel's"
+            " hung_task_timeout_secs (fscached doctor compares).",
+        ),
+    ] = 100.0
     refusal_s: Annotated[
         float,
         Meta(ge=0, le=60, description="A chunk that failed fails at once for this long."),
@@ -185,6 +201,8 @@ class Fetch(Table, frozen=True):
     def __post_init__(self) -> None:
         if self.window_bytes > self.window_limit_bytes:
             raise ValueError("Expected window_bytes <= window_limit_bytes")
+        if self.on_source_outage == "wait" and self.outage_limit_s < self.deadline_s:
+            raise ValueError("Expected deadline_s <= outage_limit_s")
 
 
 class Peer(Table, frozen=True, kw_only=True):

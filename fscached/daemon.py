@@ -181,6 +181,7 @@ def _limits(config: Config) -> Limits:
         fetch.deadline_s,
         fetch.refusal_s,
         fetch.verify,
+        fetch.outage_limit_s if fetch.on_source_outage == "wait" else None,
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from fscached.cache.deadlines import Deadlines
 from fscached.cache.extents import Extents
 from fscached.cache.planner import Planner, Stream
 
@@ -61,6 +62,17 @@ class Fetch(NamedTuple):
     end: int
 
 
+class Ending(enum.Enum):
+    """How a fetch ended. LATE: its time was up, which is no verdict on a chunk whose readers came
+    later than it began, a window being longer than a slow link is quick. AWAY: nobody who has the
+    bytes could be reached; if readers outlast that, what it was to bring is left to `resume`."""
+
+    DONE = "done"
+    FAILED = "failed"
+    LATE = "late"
+    AWAY = "away"
+
+
 class Verdict(NamedTuple):
     """What a want leads to: complete it now, refuse it now, or wait for `fetches` and others."""
 
@@ -92,25 +104,23 @@ class Blob:
     """The chunks of one data blob and the readers waiting for them. Times are in seconds on any
     one clock that does not jump."""
 
-    def __init__(self, chunks: Chunks, planner: Planner, deadline_s: float, refusal_s: float):
-        """`deadline_s`: how long a chunk may be waited for; `refusal_s`: how long wants for it
-        fail at once after that, and wants for any other if nothing has landed for as long. The
-        kernel asks two to four times before it gives a reader EIO (tried on 6.1 and 6.12), and
-        asks for one chunk after the other (6.18), so a deadline per want would multiply."""
+    def __init__(
+        self,
+        chunks: Chunks,
+        planner: Planner,
+        deadline_s: float,
+        refusal_s: float,
+        outage_limit_s: float | None = None,
+    ) -> None:
+        """The times are those of Deadlines."""
         self.chunks = chunks
         self._planner = planner
-        self._deadline_s = deadline_s
-        self._refusal_s = refusal_s
+        self._deadlines = Deadlines(deadline_s, refusal_s, outage_limit_s)
         self._states = bytearray(chunks.count)
         self._residents = 0
         self._owners: dict[int, int] = {}
         self._fetches = 0
         self._wants: dict[int, list[Want]] = {}
-        self._deadlines: dict[int, float] = {}
-        self._refused_until: dict[int, float] = {}
-        self._silent_since: float | None = None
-        """The first want since something landed."""
-        self._silent_until = 0.0
 
     def learn(self, extents: Extents) -> None:
         """Take over what the cache file holds. A chunk is resident only if all its padded pages
@@ -163,16 +173,13 @@ class Blob:
         missing = [index for index in covering if self._states[index] != State.RESIDENT]
         if not missing:
             return COMPLETE
-        if now_s < self._silent_until or self._any_refused(missing, now_s):
+        if self._deadlines.refuses(missing, now_s):
             return REFUSE
-        if self._silent_since is None:
-            self._silent_since = now_s
         want = Want(ticket, len(missing))
         fetches = []
         for index in missing:
             self._wants.setdefault(index, []).append(want)
-            self._deadlines.setdefault(index, now_s + self._deadline_s)
-            self._refused_until.pop(index, None)
+            self._deadlines.begin(index, now_s)
             if self._fetchable(index):
                 fetches.append(self._demand(self._planner.miss(index)))
         if not fetches and (stream := self._planner.ahead(missing[-1])) is not None:
@@ -210,12 +217,12 @@ class Blob:
 
     def landed(self, run: Run) -> list[int]:
         """Chunks are in the cache file: the tickets that are complete now."""
-        self._silent_since, self._silent_until = None, 0.0
+        self._deadlines.landed()
         tickets = []
         for index in range(run.first, run.end):
             self._move(index, State.RESIDENT)
             self._owners.pop(index, None)
-            self._deadlines.pop(index, None)
+            self._deadlines.end(index)
             for want in self._wants.pop(index, ()):
                 want.missing -= 1
                 if want.missing == 0:
@@ -231,25 +238,28 @@ class Blob:
         """A chunk arrived but was not what it should be: it is demanded once more."""
         return self._own(Run(index, index + 1), State.DEMANDED)
 
-    def lost(self, fetch: Fetch, now_s: float, late: bool = False) -> Lost:
+    def lost(self, fetch: Fetch, now_s: float, ending: Ending = Ending.FAILED) -> Lost:
         """A fetch has ended: those of its chunks that did not land are absent again, unless
-        another fetch has taken them over.
-
-        `late`: its time was up. That is no verdict on a chunk whose readers came later than the
-        fetch began, a window being longer than a slow link is quick: it is fetched again.
-        """
+        another fetch has taken them over."""
         owned = [i for i in range(fetch.first, fetch.end) if self._owners.get(i) == fetch.number]
         if not owned:
             return Lost([], ())
-        again = [i for i in owned if late and self._deadlines.get(i, now_s) > now_s]
+        patient = ending is Ending.LATE or (ending is Ending.AWAY and self._deadlines.outlasts)
+        kept = [i for i in owned if patient and self._deadlines.has_time(i, now_s)]
         self._abandon(owned)
-        tickets = self._refuse([i for i in owned if i not in again], now_s)
-        fetches = [
-            self._demand(self._planner.miss(index))
-            for index in again
-            if index in self._wants and self._fetchable(index)
-        ]
-        return Lost(tickets, tuple(fetches))
+        tickets = self._refuse([i for i in owned if i not in kept], now_s)
+        again = kept if ending is Ending.LATE else []
+        return Lost(tickets, self._anew(again))
+
+    @property
+    def stranded(self) -> bool:
+        """Whether readers wait for chunks that nobody brings."""
+        return any(self._states[index] == State.ABSENT for index in self._wants)
+
+    def resume(self, *, scout: bool = False) -> tuple[Fetch, ...]:
+        """Bring what is stranded; as a `scout`, only what has been waited for longest."""
+        stranded = [i for i in self._wants if self._states[i] == State.ABSENT]
+        return self._anew(stranded[:1] if scout else stranded)
 
     def give_up(self, index: int, now_s: float) -> list[int]:
         """A chunk will not come: it is absent. The tickets that fail now."""
@@ -263,26 +273,28 @@ class Blob:
 
     def expire(self, now_s: float) -> list[int]:
         """The tickets whose chunk has been waited for too long."""
-        late = [i for i, at_s in self._deadlines.items() if at_s <= now_s]
-        silent_since = self._silent_since
-        if late and silent_since is not None and now_s >= silent_since + self._deadline_s:
-            self._silent_until = now_s + self._refusal_s
-        return self._refuse(late, now_s)
+        return self._refuse(self._deadlines.expired(now_s, self._here), now_s)
 
     def next_deadline_s(self) -> float | None:
         """When `expire` has something to do, or None."""
-        # One deadline_s for all: the order of insertion is the order of expiry.
-        return next(iter(self._deadlines.values()), None)
+        return self._deadlines.next_s
 
-    def _any_refused(self, indexes: list[int], now_s: float) -> bool:
-        refused = self._refused_until
-        return bool(refused) and any(refused.get(index, now_s) > now_s for index in indexes)
+    def _here(self, index: int) -> bool:
+        return self._states[index] == State.ARRIVED
+
+    def _anew(self, indexes: Iterable[int]) -> tuple[Fetch, ...]:
+        """Fetches of such of these as are still waited for and not on their way; one may bring
+        several of them."""
+        return tuple(
+            self._demand(self._planner.miss(index))
+            for index in indexes
+            if index in self._wants and self._fetchable(index)
+        )
 
     def _refuse(self, indexes: Iterable[int], now_s: float) -> list[int]:
         tickets: dict[int, None] = {}
         for index in indexes:
-            if self._deadlines.pop(index, None) is not None:
-                self._refused_until[index] = now_s + self._refusal_s
+            self._deadlines.refuse(index, now_s)
             tickets.update(dict.fromkeys(want.ticket for want in self._wants.pop(index, ())))
         for index in [i for i, wants in self._wants.items() if wants]:
             kept = [want for want in self._wants[index] if want.ticket not in tickets]
@@ -290,7 +302,7 @@ class Blob:
                 self._wants[index] = kept
             else:
                 del self._wants[index]
-                self._deadlines.pop(index, None)
+                self._deadlines.end(index)
         return list(tickets)
 
     def _covered(self, covering: range, start: int, end: int) -> bool:

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings.cache,
         settings.kernel,
         [arguments.config or str(config.DEFAULT_PATH), settings.paths.state_directory],
+        settings.fetch,
     )
     if arguments.output == "json":
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

@@ -7,16 +7,17 @@ import enum
 import errno
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
-from fscached.cache.blob import Blob, Fetch, Run
-from fscached.cache.extents import Extents
+from fscached.cache.blob import Blob, Ending, Fetch, Run
 from fscached.cache.planner import Planner
 from fscached.fill.crew import Crew
 from fscached.fill.flight import Cargo, Flight, Hop
+from fscached.fill.inquiry import Inquiry
+from fscached.fill.scout import Scout
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
 from fscached.source import LocalSource, Priority, Source, SourceError
@@ -25,8 +26,6 @@ from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
 
 log = logging.getLogger(__name__)
-
-READY_PAUSE_S = 0.002
 
 CHUNK_TRIES = 2
 """How often a chunk whose bytes are wrong is fetched before its readers get EIO. Every further
@@ -42,6 +41,8 @@ class Limits:
     deadline_s: float
     refusal_s: float
     verify: bool
+    outage_limit_s: float | None = None
+    """None: a source that is away gets no more time than any other reason."""
 
 
 class Origin(NamedTuple):
@@ -120,6 +121,7 @@ class OpenBlob:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tries: dict[int, int] = {}
+        self._scout = Scout(self._ask_again)
 
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
@@ -164,6 +166,7 @@ class OpenBlob:
         self.stage = Stage.CLOSED
         self._tickets.clear()
         self._early.clear()
+        self._scout.stop()
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
@@ -180,17 +183,17 @@ class OpenBlob:
         if self.stage is not Stage.NEW:
             return
         try:
-            async with asyncio.timeout(self._limits.deadline_s):
-                chunks = await self.origin.chunks()
-                extents = await self._residency()
+            chunks, extents = await self._inquiry().answer()
         except (SourceError, ImageError, NotReady, OSError) as error:
             self._unlearned(error)
             return
-        planner = Planner(self._limits.window_bytes, self._limits.window_limit_bytes)
+        limits = self._limits
+        planner = Planner(limits.window_bytes, limits.window_limit_bytes)
+        times = limits.deadline_s, limits.refusal_s, limits.outage_limit_s
         self._chunks = chunks
-        self.blob = Blob(chunks, planner, self._limits.deadline_s, self._limits.refusal_s)
+        self.blob = Blob(chunks, planner, *times)
         self.blob.learn(extents)
-        self._writer = Writer(chunks, self._write, self._limits.verify)
+        self._writer = Writer(chunks, self._write, limits.verify)
         self.stage = Stage.READY
         self._completed()
         if self.watcher is not None:
@@ -199,23 +202,23 @@ class OpenBlob:
         for number, (want, came_s) in early.items():
             self._want(number, want, came_s)
 
-    async def _residency(self) -> Extents:
-        """Raises NotReady while the kernel does not answer; once somebody reads, it soon does."""
-        while True:
-            try:
-                size_bytes = self.origin.size_bytes
-                ask = partial(self._transport.resident, self.object, size_bytes)
-                return Extents(await self._crew.run(ask))
-            except NotReady:
-                if not self._early:
-                    raise
-                await asyncio.sleep(READY_PAUSE_S)
+    def _inquiry(self) -> Inquiry:
+        size_bytes, limits = self.origin.size_bytes, self._limits
+        return Inquiry(
+            self.origin.blob_id[:12],
+            self.origin.chunks,
+            partial(self._transport.resident, self.object, size_bytes),
+            lambda: next((came_s for _, came_s in self._early.values()), None),
+            self._crew,
+            limits.deadline_s,
+            limits.outage_limit_s,
+        )
 
-    def _unlearned(self, error: Exception) -> None:
+    def _unlearned(self, error: BaseException) -> None:
         """Nobody knows the chunks yet: those who wait fail, and who asks later tries anew."""
         if not self._early:
             return
-        late = f"its chunks are not known after {self._limits.deadline_s:g} s: check the source"
+        late = "its chunks are not known in time: check the source"
         log.error("blob %s: %s", self.origin.blob_id[:12], str(error) or late)
         self._refused_until = self._loop.time() + self._limits.refusal_s
         early, self._early = self._early, {}
@@ -234,14 +237,18 @@ class OpenBlob:
         else:
             # Before any worker is woken: it would only wait for the interpreter's lock.
             self._arm()
-            for fetch in verdict.fetches:
-                self._tally.fetches += 1
-                if self.watcher is not None:
-                    self.watcher.demanded(fetch)
-                if self._local is not None:
-                    self._hop(fetch, self._local, self._fetched)
-                else:
-                    self._spawn(self._demand(fetch))
+            self._launch(verdict.fetches)
+
+    def _launch(self, fetches: Iterable[Fetch]) -> None:
+        """Bring what readers wait for."""
+        for fetch in fetches:
+            self._tally.fetches += 1
+            if self.watcher is not None:
+                self.watcher.demanded(fetch)
+            if self._local is not None:
+                self._hop(fetch, self._local, self._fetched)
+            else:
+                self._spawn(self._demand(fetch))
 
     async def _demand(self, fetch: Fetch) -> None:
         try:
@@ -259,6 +266,7 @@ class OpenBlob:
             await self._hop_and_wait(fetch, self._local)
             return
         began_s = self._loop.time()
+        ending = Ending.FAILED
         try:
             flight = Flight(self._cargo(fetch), self._crew, self)
             answer = await flight.fly(self.origin.source, priority, deadline_s)
@@ -267,11 +275,16 @@ class OpenBlob:
             self._tally.given.update(answer.given)
             if priority is Priority.DEMAND and self.blob is not None:
                 self.blob.paced(fetch, answer.seconds)
-        except SourceError:
+            ending = Ending.DONE
+        except SourceError as error:
             self._tally.source_errors += 1
+            if self._loop.time() - began_s >= deadline_s:
+                ending = Ending.LATE
+            elif error.away:
+                ending = Ending.AWAY
             raise
         finally:
-            self._end(fetch, late=self._loop.time() - began_s >= deadline_s)
+            self._end(fetch, ending)
 
     async def _hop_and_wait(self, fetch: Fetch, source: LocalSource) -> None:
         done: asyncio.Future[Exception | None] = self._loop.create_future()
@@ -288,7 +301,7 @@ class OpenBlob:
         self, fetch: Fetch, source: LocalSource, ended: Callable[[Exception | None], None]
     ) -> None:
         def end(error: Exception | None) -> None:
-            self._end(fetch)
+            self._end(fetch, Ending.DONE if error is None else Ending.FAILED)
             ended(error)
 
         Hop(self._cargo(fetch), self._crew, self, end).go(source)
@@ -297,14 +310,23 @@ class OpenBlob:
         assert self._chunks is not None and self._writer is not None
         return Cargo(self.origin.blob_id, self._chunks, fetch, self._writer)
 
-    def _end(self, fetch: Fetch, *, late: bool = False) -> None:
-        assert self.blob is not None
-        lost = self.blob.lost(fetch, self._loop.time(), late and self.stage is Stage.READY)
+    def _end(self, fetch: Fetch, ending: Ending) -> None:
+        if self.blob is None or self.stage is not Stage.READY:
+            return
+        lost = self.blob.lost(fetch, self._loop.time(), ending)
         self._fail(lost.tickets)
-        for instead in lost.fetches:
-            self._tally.fetches += 1
-            self._spawn(self._demand(instead))
+        self._launch(lost.fetches)
+        if ending is Ending.DONE:
+            self._scout.stop()
+            self._launch(self.blob.resume())
+        elif self.blob.stranded and self._scout.later():
+            log.warning("blob %s: readers wait for its source", self.origin.blob_id[:12])
         self._arm()
+
+    def _ask_again(self) -> None:
+        """Send a fetch to see whether the source is back."""
+        if self.blob is not None and self.stage is Stage.READY:
+            self._launch(self.blob.resume(scout=True))
 
     # What flights report (`fscached.fill.flight.Tower`).
 
@@ -416,3 +438,5 @@ class OpenBlob:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("blob %s: a bug of ours", self.origin.blob_id[:12], exc_info=error)
+            if task is self._learning:
+                self._unlearned(error)

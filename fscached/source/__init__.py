@@ -32,6 +32,9 @@ class Fault(enum.Enum):
     DEADLINE = "deadline"
 
 
+_AWAY = frozenset({Fault.NETWORK, Fault.ORIGIN, Fault.PEER, Fault.DEADLINE})
+
+
 class SourceError(Exception):
     """A read that did not bring its bytes: what was asked of whom, and whose fault it is.
 
@@ -41,6 +44,19 @@ class SourceError(Exception):
     def __init__(self, message: str, fault: Fault) -> None:
         super().__init__(message)
         self.fault = fault
+
+    @property
+    def away(self) -> bool:
+        """Whether nobody who has the bytes could be reached, so that they may come later."""
+        return self.fault in _AWAY
+
+
+class Refusal(SourceError):
+    """The origin's answer, which another try will not change."""
+
+    @property
+    def away(self) -> bool:
+        return False
 
 
 class Giver(enum.StrEnum):

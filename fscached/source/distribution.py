@@ -11,11 +11,11 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from fscached.source import Fault, SourceError
+from fscached.source import Fault, Refusal, SourceError
 from fscached.source.auth import Authorization, Keychain, Tokens
 from fscached.source.exchange import Exchange, Response
 from fscached.source.origin import Traffic, origin_of, scheme_of
-from fscached.source.patience import RETRIED_STATUSES, Busy, Patience, Refusal, retry_after_s
+from fscached.source.patience import RETRIED_STATUSES, Busy, Patience, retry_after_s
 from fscached.source.redirect import REDIRECT_STATUSES, Route, follow
 from fscached.source.reference import Reference
 

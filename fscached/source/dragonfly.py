@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from fscached.source import Fault, Giver, Priority, SourceError
+from fscached.source import Fault, Giver, Priority, Refusal, SourceError
 from fscached.source.health import Watch
 from fscached.source.origin import Trust, is_loopback, origin_of
-from fscached.source.patience import RETRIED_STATUSES, Busy, Refusal, retry_after_s
+from fscached.source.patience import RETRIED_STATUSES, Busy, retry_after_s
 from fscached.source.redirect import Route
 from fscached.source.registry import Registry
 from fscached.source.transfer import Pace, Reply, Request

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from fscached.source import Fault, Priority, SourceError
-from fscached.source.patience import RETRIED_STATUSES, Busy, Refusal, retry_after_s
+from fscached.source import Fault, Priority, Refusal, SourceError
+from fscached.source.patience import RETRIED_STATUSES, Busy, retry_after_s
 from fscached.source.redirect import Route
 from fscached.source.transfer import Reply, Request
 

@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fscached.source import Fault, SourceError
+from fscached.source import Fault, Refusal, SourceError
 
 RETRIED_STATUSES: Final = frozenset({408, 425, 429, 499, 500, 502, 503, 504})
 RETRY_AFTER_LIMIT_S: Final = 60.0
-
-
-class Refusal(SourceError):
-    """The origin's answer, which another try will not change."""
 
 
 class Busy(SourceError):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fscached.source import Answer, Fault, Giver, Priority, SourceError
+from fscached.source import Answer, Fault, Giver, Priority, Refusal, SourceError
 from fscached.source.dragonfly import Peer
 from fscached.source.endpoint import UNAUTHORISED_STATUSES, Endpoint, refusal
 from fscached.source.origin import Traffic, origin_of
@@ -254,7 +254,8 @@ class Remote:
         read.failures += 1
         pause_s = self._patience.pause_after(error, read.failures)
         if pause_s is None:
-            raise self._error(read, str(error), error.fault) from None
+            kind = Refusal if isinstance(error, Refusal) else SourceError
+            raise self._error(read, str(error), error.fault, kind) from None
         return pause_s
 
     def _late(self, read: _Read, deadline_s: float) -> SourceError:
@@ -263,12 +264,14 @@ class Remote:
             return self._error(read, what, Fault.DEADLINE)
         return self._error(read, f"{what}, at last because {read.last}", read.last.fault)
 
-    def _error(self, read: _Read, what: str, fault: Fault) -> SourceError:
+    def _error(
+        self, read: _Read, what: str, fault: Fault, kind: type[SourceError] = SourceError
+    ) -> SourceError:
         where = (
             f"{self.name}: blob {read.trail.blob_id[:12]}, bytes {read.trail.position}-{read.end}"
         )
         remedy = _REMEDIES.get(fault, "see the text before this")
-        return SourceError(f"{where}: {what} ({read.spent.requests} requests): {remedy}", fault)
+        return kind(f"{where}: {what} ({read.spent.requests} requests): {remedy}", fault)
 
 
 def _begin(endpoint: Endpoint, blob_id: str) -> Route:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from fscached.config import Cache, Kernel
+from fscached.config import Cache, Fetch, Kernel
 from fscached.transport import BLOCK_BYTES, probe_files
 from fscached.transport.host import (
     Finding,
@@ -68,7 +68,13 @@ def choice(host: Host) -> tuple[str, str]:
     return "cachefiles", f"Linux {host.release} is too old for fanotify (6.14)"
 
 
-def survey(host: Host, cache: Cache, kernel: Kernel, paths: Iterable[str] = ()) -> list[Finding]:
+def survey(
+    host: Host,
+    cache: Cache,
+    kernel: Kernel,
+    paths: Iterable[str] = (),
+    fetch: Fetch = Fetch(),  # noqa: B008 - frozen
+) -> list[Finding]:
     """Every precondition of the configured transport, the most basic first. `paths` are files the
     daemon needs besides its own program: its configuration, its state."""
     transport, reason = str(kernel.transport), "as configured"
@@ -82,6 +88,7 @@ def survey(host: Host, cache: Cache, kernel: Kernel, paths: Iterable[str] = ()) 
         *needs,
         _page_size(host),
         _descriptors(host, descriptors(cache, kernel)),
+        _hung_tasks(host, fetch),
         _own_files([*_program(), cache.directory, *paths], points),
     ]
     # A path inside an image must not even be looked at: it may wait for the daemon.
@@ -286,6 +293,26 @@ def _descriptors(host: Host, wanted: int) -> Finding:
         limit = int(text_of(host.proc / "sys/fs/nr_open") or limit)
     remedy = f"set LimitNOFILE={wanted}, or a smaller [cache] open_objects"
     return judged("descriptors", limit >= wanted, f"at most {limit}", remedy)
+
+
+def _hung_tasks(host: Host, fetch: Fetch) -> Finding:
+    """Readers wait in the kernel, and so does whoever waits for the page that one of them reads. A
+    task that does so without a break for too long has hung (kernel/hung_task.c)."""
+    outlasts = fetch.on_source_outage == "wait"
+    name, wait_s = "deadline_s", fetch.deadline_s
+    if outlasts:
+        name, wait_s = "outage_limit_s", fetch.outage_limit_s
+    sysctl = host.proc / "sys/kernel"
+    limit_s = int(text_of(sysctl / "hung_task_timeout_secs") or 0)
+    panics = text_of(sysctl / "hung_task_panic").strip() not in {"", "0"}
+    found = f"a read waits {wait_s:g} s at most"
+    if limit_s:
+        found += f", a task has hung after {limit_s} s" + (" and the kernel panics" * panics)
+    remedy = (
+        f"set {name} in [fetch] below {limit_s}, or raise the kernel's limit: "
+        f"sysctl kernel.hung_task_timeout_secs={round(2 * wait_s)}"
+    )
+    return judged("hung-tasks", not limit_s or wait_s < limit_s, found, remedy)
 
 
 def _own_files(paths: Iterable[str], points: list[MountPoint]) -> Finding:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fscached.cache.blob import Blob, Fetch, Run, State
+from fscached.cache.blob import Blob, Ending, Fetch, Run, State
 from fscached.cache.extents import Extents
 from fscached.cache.planner import Planner
 
@@ -42,9 +42,17 @@ class Layout:
         return range(hits[0], hits[-1] + 1) if hits else range(0)
 
 
-def blob(pages: list[int], window_pages: int = 4, limit_pages: int = 32) -> Blob:
+OUTAGE_LIMIT_S = 100.0
+
+
+def blob(
+    pages: list[int],
+    window_pages: int = 4,
+    limit_pages: int = 32,
+    outage_limit_s: float | None = None,
+) -> Blob:
     planner = Planner(window_pages * PAGE, limit_pages * PAGE)
-    return Blob(Layout(pages), planner, deadline_s=30.0, refusal_s=1.0)
+    return Blob(Layout(pages), planner, 30.0, 1.0, outage_limit_s)
 
 
 def fly(target: Blob, fetch: Fetch) -> list[int]:
@@ -156,7 +164,7 @@ def test_a_fetch_out_of_time_is_no_verdict_on_those_who_came_later():
     (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
     target.want(2, 2 * PAGE, 3 * PAGE, 20.0)
     target.expire(30.0)
-    assert target.lost(fetch, 30.0, late=True) == ([], (Fetch(2, 2, 4),))
+    assert target.lost(fetch, 30.0, Ending.LATE) == ([], (Fetch(2, 2, 4),))
     assert target.expire(49.9) == []
     assert target.expire(50.0) == [2]
 
@@ -166,7 +174,65 @@ def test_a_fetch_out_of_time_fails_who_waits_for_another_chunk_of_it():
     target = blob([1] * 4)
     (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
     target.want(2, 0, 2 * PAGE, 20.0)
-    assert target.lost(fetch, 30.0, late=True) == ([1, 2], ())
+    assert target.lost(fetch, 30.0, Ending.LATE) == ([1, 2], ())
+
+
+def test_readers_outlast_a_source_that_is_away():
+    """A fetch that reached nobody fails none of them; one scout, then all that is stranded."""
+    target = blob([1] * 12, outage_limit_s=OUTAGE_LIMIT_S)
+    (first,) = target.want(1, 0, PAGE, 0.0).fetches
+    (second,) = target.want(2, 8 * PAGE, 9 * PAGE, 5.0).fetches
+    assert target.lost(first, 6.0, Ending.AWAY) == ([], ()) and target.stranded
+    assert target.lost(second, 6.0, Ending.AWAY) == ([], ())
+    assert target.expire(99.9) == []
+    (scout,) = target.resume(scout=True)
+    assert (scout.first, scout.end) == (0, 4)
+    assert fly(target, scout) == [1]
+    (rest,) = target.resume()
+    assert fly(target, rest) == [2]
+    assert not target.stranded and target.next_deadline_s() is None
+
+
+def test_a_reader_outlasts_no_more_than_its_limit():
+    """At the limit it fails, and the kernel's next questions with it."""
+    target = blob([1] * 4, outage_limit_s=OUTAGE_LIMIT_S)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.lost(fetch, 3.0, Ending.AWAY)
+    assert target.expire(target.next_deadline_s()) == []
+    assert target.next_deadline_s() == OUTAGE_LIMIT_S
+    assert target.expire(OUTAGE_LIMIT_S) == [1]
+    assert target.want(2, 0, PAGE, OUTAGE_LIMIT_S + 0.5).refuse
+    assert target.resume() == () and not target.stranded
+
+
+def test_whoever_asks_during_an_outage_is_a_scout():
+    """A want for a stranded chunk fetches it anew, for all who wait for it."""
+    target = blob([1] * 4, outage_limit_s=OUTAGE_LIMIT_S)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.lost(fetch, 3.0, Ending.AWAY)
+    (again,) = target.want(2, 0, PAGE, 50.0).fetches
+    assert sorted(fly(target, again)) == [1, 2]
+
+
+def test_only_the_source_is_outlasted():
+    """Bytes that are here and cannot be written, or stay wrong, fail as soon as ever."""
+    target = blob([1] * 8, window_pages=1, outage_limit_s=OUTAGE_LIMIT_S)
+    (stuck,) = target.want(1, 0, PAGE, 0.0).fetches
+    target.arrived(stuck, 0)
+    assert target.expire(30.0) == [1]
+    (broken,) = target.want(2, 4 * PAGE, 5 * PAGE, 40.0).fetches
+    assert target.lost(broken, 41.0, Ending.FAILED) == ([2], ())
+    (wrong,) = target.want(3, 6 * PAGE, 7 * PAGE, 50.0).fetches
+    target.arrived(wrong, 6)
+    assert target.give_up(6, 51.0) == [3]
+
+
+def test_without_patience_an_outage_fails_at_once():
+    """`eio`: what could not be fetched is as any other failure."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    assert target.lost(fetch, 5.0, Ending.AWAY) == ([1], ())
+    assert not target.stranded
 
 
 def test_bytes_that_come_after_the_deadline_are_kept():
@@ -213,10 +279,13 @@ class Interleavings(RuleBasedStateMachine):
     """Any order of wants, arrivals, losses and deadlines: every ticket is answered exactly once,
     and no chunk is owned by two demand fetches."""
 
-    @initialize(pages=st.lists(st.integers(1, 3), min_size=1, max_size=12))
-    def begin(self, pages):
+    @initialize(
+        pages=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+        outage_limit_s=st.sampled_from([None, OUTAGE_LIMIT_S]),
+    )
+    def begin(self, pages, outage_limit_s):
         self.layout = Layout(pages)
-        self.target = Blob(self.layout, Planner(4 * PAGE, 8 * PAGE), 30.0, 1.0)
+        self.target = Blob(self.layout, Planner(4 * PAGE, 8 * PAGE), 30.0, 1.0, outage_limit_s)
         self.now = 0.0
         self.next_ticket = 0
         self.open: set[int] = set()
@@ -268,14 +337,21 @@ class Interleavings(RuleBasedStateMachine):
             self.flights.append(self.target.again(index))
 
     @precondition(lambda self: self.flights)
-    @rule(data=st.data(), late=st.booleans())
-    def lose(self, data, late):
+    @rule(data=st.data(), ending=st.sampled_from(Ending))
+    def lose(self, data, ending):
         fetch = data.draw(st.sampled_from(self.flights))
         self.flights.remove(fetch)
         self.arrived = [pair for pair in self.arrived if pair[0] != fetch]
-        lost = self.target.lost(fetch, self.now, late)
+        lost = self.target.lost(fetch, self.now, ending)
         self._answer(lost.tickets)
         self.flights += lost.fetches
+
+    @rule(scout=st.booleans())
+    def resume(self, scout):
+        fetches = self.target.resume(scout=scout)
+        assert bool(fetches) or not self.target.stranded
+        self.flights += fetches
+        assert scout or not self.target.stranded
 
     @rule(seconds=st.floats(0, 40))
     def pass_time(self, seconds):
@@ -290,9 +366,72 @@ class Interleavings(RuleBasedStateMachine):
     def teardown(self):
         if hasattr(self, "target"):
             self._answer(self.target.expire(self.now + 31))
+            self._answer(self.target.expire(self.now + OUTAGE_LIMIT_S + 1))
             assert not self.open
             assert sorted(self.answers) == list(range(self.next_ticket))
 
+
+class Outage(RuleBasedStateMachine):
+    """A source that is away for good: whoever waits does so for the limit of a chunk of theirs, no
+    less and no more."""
+
+    @initialize(pages=st.lists(st.integers(1, 3), min_size=1, max_size=12))
+    def begin(self, pages):
+        self.layout = Layout(pages)
+        self.target = Blob(self.layout, Planner(4 * PAGE, 8 * PAGE), 30.0, 1.0, OUTAGE_LIMIT_S)
+        self.now = 0.0
+        self.failed_at = -2.0
+        self.next_ticket = 0
+        self.open: dict[int, range] = {}
+        self.since: dict[int, float] = {}
+        self.flights: list[Fetch] = []
+
+    def _fail(self, tickets):
+        for ticket in tickets:
+            chunks = self.open.pop(ticket)
+            assert any(self.since[i] + OUTAGE_LIMIT_S <= self.now for i in chunks)
+            self.failed_at = self.now
+        waited_for = {i for chunks in self.open.values() for i in chunks}
+        self.since = {i: at for i, at in self.since.items() if i in waited_for}
+
+    @rule(data=st.data())
+    def want(self, data):
+        index = data.draw(st.integers(0, self.layout.count - 1))
+        end = data.draw(st.integers(index + 1, self.layout.count))
+        start, end_byte = self.layout.offset(index), self.layout.padded_end(end - 1)
+        ticket, self.next_ticket = self.next_ticket, self.next_ticket + 1
+        verdict = self.target.want(ticket, start, end_byte, self.now)
+        assert not verdict.complete
+        if verdict.refuse:
+            assert self.now < self.failed_at + 1.0
+            return
+        self.open[ticket] = range(index, end)
+        for chunk in range(index, end):
+            self.since.setdefault(chunk, self.now)
+        self.flights += verdict.fetches
+
+    @precondition(lambda self: self.flights)
+    @rule(data=st.data(), ending=st.sampled_from([Ending.AWAY, Ending.LATE]))
+    def lose(self, data, ending):
+        fetch = data.draw(st.sampled_from(self.flights))
+        self.flights.remove(fetch)
+        lost = self.target.lost(fetch, self.now, ending)
+        self._fail(lost.tickets)
+        self.flights += lost.fetches
+
+    @rule(scout=st.booleans())
+    def resume(self, scout):
+        self.flights += self.target.resume(scout=scout)
+
+    @rule(seconds=st.floats(0, 70))
+    def pass_time(self, seconds):
+        self.now += seconds
+        self._fail(self.target.expire(self.now))
+        assert all(self.since[i] + OUTAGE_LIMIT_S > self.now for c in self.open.values() for i in c)
+
+
+Outage.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestOutage = Outage.TestCase
 
 Interleavings.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestInterleavings = Interleavings.TestCase

@@ -19,8 +19,10 @@ def surveyed(monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> list[object
     """What the survey was asked about."""
     asked: list[object] = []
 
-    def survey(host: object, cache: object, _: object, paths: list[str]) -> list[Finding]:
-        asked.extend([host, cache, *paths])
+    def survey(
+        host: object, cache: object, _: object, paths: list[str], fetch: object
+    ) -> list[Finding]:
+        asked.extend([host, cache, *paths, fetch])
         return list(findings)
 
     monkeypatch.setattr(probe, "survey", survey)
@@ -53,18 +55,19 @@ def test_json_is_for_programs(
 def test_the_configuration_decides_what_is_looked_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Device, cache and state come from the file that was named."""
+    """Device, cache, state and how long reads wait come from the file that was named."""
     path = tmp_path / "fscached.toml"
     path.write_text(
         '[kernel]\ndevice = "/dev/other"\n[cache]\ndirectory = "/elsewhere"\n'
-        '[paths]\nstate_directory = "/state"\n'
+        '[paths]\nstate_directory = "/state"\n[fetch]\non_source_outage = "wait"\n'
     )
     asked = surveyed(monkeypatch)
     assert main(["doctor", "--config", str(path)]) == 0
-    host, cache, *paths = asked
+    host, cache, *paths, fetch = asked
     assert host.device == Path("/dev/other")  # type: ignore[attr-defined]
     assert cache.directory == "/elsewhere"  # type: ignore[attr-defined]
     assert paths == [str(path), "/state"]
+    assert fetch.on_source_outage == "wait"  # type: ignore[attr-defined]
 
 
 def test_a_bad_configuration_is_an_error(tmp_path: Path) -> None:

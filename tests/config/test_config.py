@@ -79,6 +79,10 @@ def test_a_misspelled_name_is_one_error_with_the_nearest_right_one(
         ("[fetch]\ndeadline_s = inf", "[fetch] deadline_s: Expected `float` <= 3600"),
         ("[fetch]\nverify = 1", "[fetch] verify: Expected `bool`"),
         ("[fetch]\nwindow_bytes = 16777216", "[fetch]: Expected window_bytes <= window_limit"),
+        (
+            "[fetch]\non_source_outage = 'wait'\noutage_limit_s = 9",
+            "[fetch]: Expected deadline_s <=",
+        ),
         ("[cache]\nblock_stop_percent = 5", "[cache]: Expected block_stop_"),
         ("[cache]\nfile_run_percent = 2", "[cache]: Expected file_stop_"),
         ("[cache]\ndomain_id = 'a/b'", "[cache] domain_id: Expected `str` matching"),

@@ -65,6 +65,8 @@ class MemorySource:
         self.gate = asyncio.Event()
         self.gate.set()
         self.break_after_bytes: int | None = None
+        self.error: SourceError | None = None
+        """What every read fails with."""
         self.flip_once: int | None = None
         """Position of a bit that is wrong in the next answer that holds it, and in no other."""
 
@@ -78,6 +80,8 @@ class MemorySource:
         deadline_s: float,
     ) -> Answer:
         self.asked.append((start, end, priority))
+        if self.error is not None:
+            raise self.error
         file = self.file[start:end]
         if self.flip_once is not None and start <= self.flip_once < end:
             file[self.flip_once - start] ^= 1

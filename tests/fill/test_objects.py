@@ -255,6 +255,15 @@ async def test_a_bug_of_ours_fails_the_reader_instead_of_hanging_it(scene, caplo
         assert caplog.records[-1].levelno == logging.ERROR
 
 
+async def test_a_bug_while_learning_fails_who_waits(scene, caplog):
+    """No deadline of a chunk is there yet to end their waiting."""
+    async with opened(scene([65536] * 4)) as here:
+        here.chunks_error = RuntimeError("a bug")
+        with pytest.raises(OSError):
+            await asyncio.wait_for(here.kernel.read(KEY, 0, 4096), 5)
+        assert "a bug of ours" in caplog.text
+
+
 async def test_a_read_of_an_unknown_object_is_answered(scene, caplog):
     """nydusd leaves such a reader hanging."""
     here = scene([4096])

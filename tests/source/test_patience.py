@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fscached.source import Fault, SourceError
-from fscached.source.patience import RETRY_AFTER_LIMIT_S, Busy, Patience, Refusal, retry_after_s
+from fscached.source import Fault, Refusal, SourceError
+from fscached.source.patience import RETRY_AFTER_LIMIT_S, Busy, Patience, retry_after_s
 
 
 @given(failures=st.integers(1, 20))

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fscached.config import Cache, Kernel
+from fscached.config import Cache, Fetch, Kernel
 from fscached.transport import probe
 from fscached.transport.mount import mount_points
 from fscached.transport.probe import Finding, Holder, Host
@@ -46,6 +46,8 @@ class Machine:
         (root / "cache").mkdir()
         self.write("proc/self/status", "CapEff:\t000001ffffffffff\n")
         self.write("proc/sys/fs/nr_open", "1048576\n")
+        self.write("proc/sys/kernel/hung_task_timeout_secs", "120\n")
+        self.write("proc/sys/kernel/hung_task_panic", "0\n")
         self.write("proc/self/uid_map", "         0          0 4294967295\n")
         self.mounts("1 0 8:1 / / rw - ext4 /dev/sda1 rw")
         self.write("proc/kallsyms", SYMBOLS)
@@ -101,7 +103,7 @@ def test_a_good_machine_lacks_nothing(machine: Machine) -> None:
     """Every precondition is looked at and met."""
     assert machine.missing() == {}
     names = [finding.name for finding in probe.survey(machine.host, machine.cache, CACHEFILES)]
-    assert len(names) == len(set(names)) == 14
+    assert len(names) == len(set(names)) == 15
 
 
 def without_capability(machine: Machine) -> None:
@@ -469,6 +471,31 @@ def test_what_fanotify_lacks(tmp_path: Path) -> None:
     machine.write("proc/kallsyms", "")
     findings = probe.survey(machine.host, machine.cache, Kernel(transport="fanotify"))
     assert "modprobe erofs" in next(f.remedy for f in findings if f.name == "erofs-files")
+
+
+@pytest.mark.parametrize(
+    ("fetch", "kernel_limit", "panic", "ok", "told"),
+    [
+        (Fetch(), "120", "0", True, "waits 30 s at most, a task has hung after 120 s"),
+        (Fetch(on_source_outage="wait"), "120", "0", True, "waits 100 s"),
+        (Fetch(on_source_outage="wait"), "100", "1", False, "after 100 s and the kernel panics"),
+        (Fetch(on_source_outage="wait", outage_limit_s=3600.0), "0", "1", True, "waits 3600 s"),
+        (Fetch(on_source_outage="wait", outage_limit_s=3600.0), "", "", True, "waits 3600 s"),
+        (Fetch(deadline_s=240.0), "120", "0", False, "waits 240 s"),
+    ],
+)
+def test_readers_wait_for_less_than_the_kernel_bears(
+    machine: Machine, fetch: Fetch, kernel_limit: str, panic: str, ok: bool, told: str
+) -> None:
+    """The key to change and the kernel's are named."""
+    machine.write("proc/sys/kernel/hung_task_timeout_secs", kernel_limit)
+    machine.write("proc/sys/kernel/hung_task_panic", panic)
+    findings = probe.survey(machine.host, machine.cache, CACHEFILES, fetch=fetch)
+    (finding,) = [finding for finding in findings if finding.name == "hung-tasks"]
+    assert finding.ok is ok and told in finding.found
+    key = "deadline_s" if fetch.on_source_outage == "eio" else "outage_limit_s"
+    assert ok or (f"{key} in [fetch] below {kernel_limit}" in finding.remedy)
+    assert ok or "sysctl kernel.hung_task_timeout_secs=" in finding.remedy
 
 
 def test_a_group_needs_a_second_holder(tmp_path: Path) -> None:
