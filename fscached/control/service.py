@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -270,7 +270,7 @@ class ControlService:
         """Raises SourceError for a source that cannot be, ImageError for a blob that is another
         one in an image of the same volume."""
         key = ObjectKey(binding.volume, binding.fsid)
-        source = self._source(binding)
+        source = self._source(binding, image)
         prefetch = self._config.prefetch
         if binding.entry is not None:
             prefetch = wire.prefetch(binding.entry.prefetch, prefetch)
@@ -280,23 +280,26 @@ class ControlService:
         self._leaving.discard(key)
         return registration
 
-    def _source(self, binding: Binding) -> Source:
+    def _source(self, binding: Binding, image: Image) -> Source:
+        sizes = {entry.blob_id: entry.compressed_size for entry in image.blobs}
         if binding.entry is None:
             reference = _reference(binding.reference)
             credential = _credential(binding.credentials)
-            return self._registries.source(reference.registry, reference.repository, credential)
+            return self._registries.source(
+                reference.registry, reference.repository, credential, sizes=sizes
+            )
         match binding.entry.backend:
             case wire.Localfs() as local:
                 others = [Path(path).absolute() for path in local.alt_dirs]
                 return Directory(Path(local.dir or local.blob_file).absolute(), others)
             case wire.Registry() as registry:
-                return self._repository(registry)
+                return self._repository(registry, sizes)
             case store:
                 host, make = _store(store)
                 verify, ca_files = not store.skip_verify, store.ca_cert_files
                 return self._registries.store(host, make, verify=verify, ca_files=ca_files)
 
-    def _repository(self, backend: wire.Registry) -> Source:
+    def _repository(self, backend: wire.Registry, sizes: Mapping[str, int]) -> Source:
         credential = Credential.from_basic(backend.auth) if backend.auth else None
         if backend.registry_token:
             credential = Credential("", Secret(backend.registry_token), Kind.BEARER)
@@ -307,6 +310,7 @@ class ControlService:
             backend.scheme,
             wire.mirrors(backend),
             wire.proxy(backend),
+            sizes=sizes,
             verify=not backend.skip_verify,
             ca_files=backend.ca_cert_files,
         )

@@ -29,11 +29,8 @@ from fscached.source.transfer import Pace, Reply, Request
 log = logging.getLogger(__name__)
 
 PIECE_BYTES: Final = 4 << 20
-"""The Rust client's least piece: what is moved whatever is asked for. A range that is not longer,
-of a blob nobody prefetches, goes to the origin without a question to other peers."""
-
-PREFETCH_BYTES: Final = 2 * PIECE_BYTES
-"""A background range of this many bytes goes through the scheduler, wherever it begins."""
+"""The Rust client's least piece: what is moved whatever is asked for. Since v1.4.1 a range that is
+not longer goes to the origin at once, without a question to other peers."""
 
 BUSY_PAUSE_S: Final = 1.0
 """How long a peer over its rate limit is left alone when it does not say."""
@@ -50,15 +47,18 @@ _PRIORITY: Final = {
 _DRAGONFLY: Final = {
     # Without a rule that matches, the Rust client passes everything through.
     "X-Dragonfly-Use-P2P": "true",
-    # The whole blob becomes a task that the scheduler knows of, so that demand may ask small.
+    # The whole blob becomes a task that the scheduler knows of: others will have it from us.
     "X-Dragonfly-Prefetch": "true",
+    # From v1.5.3 on: small ranges, and small blobs, are asked of other peers too.
+    "X-Dragonfly-Scheduling-Policy": "always",
     # What a signature adds to an address must not make it another task. The Rust client knows all
     # stores' names for it by itself, and would forget them if X-Dragonfly-Filtered-Query-Params
     # named some.
     "X-Dragonfly-Filter": "Expires&Signature&ns",
 }
 # What an answer has that went through a dfdaemon: the Rust client's, the Go daemon's.
-_SIGNATURES: Final = ("x-dragonfly-task-id", "x-dragonfly-server-ip", "x-dragonfly-task")
+_RUST: Final = ("x-dragonfly-task-id", "x-dragonfly-server-ip")
+_GO: Final = ("x-dragonfly-task", "x-dragonfly-peer")
 _LINE: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\x20-\x7e]*")
 _STEP_BYTES: Final = 1 << 20
 
@@ -90,6 +90,15 @@ def verdict(error_type: str, status: int) -> Verdict:
     if status in _DENYING:
         return denied
     return busy if status == 429 else other
+
+
+def widened(start: int, end: int, size_bytes: int) -> tuple[int, int]:
+    """The least range around [start, end) that a Rust client asks other peers for, or that range
+    itself if there is none. It ends later, so that what is wanted comes first; where the blob ends,
+    or its size is not known (0), it begins earlier."""
+    last = max(end, min(start + PIECE_BYTES + 1, size_bytes))
+    first = min(start, last - PIECE_BYTES - 1)
+    return (first, last) if first >= 0 else (start, end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +133,7 @@ class Peer:
         self._watch = watch
         self._trust = trust
         self._here = is_loopback(urlsplit(way.name).netloc)
+        self._granular = self._here
         self._pace = Pace(round(_STEP_BYTES / way.timeout_s), math.ceil(way.timeout_s))
         ours = _DRAGONFLY | {"X-Dragonfly-Registry": registry.base}
         self._headers = {
@@ -165,12 +175,22 @@ class Peer:
             case Verdict.FAULT:
                 raise SourceError(what, Fault.PEER)
 
+    def extent(self, start: int, end: int, size_bytes: int) -> tuple[int, int]:
+        """The range to ask for when [start, end) is wanted of a blob; `size_bytes` 0: not known.
+
+        One on this machine that is, or may be, a Rust client is asked for one that it shares with
+        other peers. Any other would move what nobody wants over the network, or keep it apart.
+        """
+        return widened(start, end, size_bytes) if self._granular else (start, end)
+
     def giver(self, reply: Reply) -> Giver:
-        """Who gave the bytes of an answer, as far as it tells."""
+        """Who gave the bytes of an answer, as far as it tells. What it is shows in the same."""
         headers = reply.headers
+        rust = any(name in headers for name in _RUST)
+        self._granular = rust and self._here
         if headers.get("x-dragonfly-task-download-finished") == "true":
             return Giver.LOCAL_PEER if self._here else Giver.REMOTE_PEER
-        if any(name in headers for name in _SIGNATURES):
+        if rust or any(name in headers for name in _GO):
             return Giver.PEER
         return Giver.MIRROR
 

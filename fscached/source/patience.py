@@ -12,6 +12,7 @@ from fscached.source import Fault, Refusal, SourceError
 
 RETRIED_STATUSES: Final = frozenset({408, 425, 429, 499, 500, 502, 503, 504})
 RETRY_AFTER_LIMIT_S: Final = 60.0
+_PASSING: Final = (Fault.NETWORK, Fault.ORIGIN, Fault.PEER)
 
 
 class Busy(SourceError):
@@ -39,7 +40,7 @@ class Patience:
 
         The jitter of a half keeps many readers from coming back together.
         """
-        lasting = isinstance(error, Refusal) or error.fault not in (Fault.NETWORK, Fault.ORIGIN)
+        lasting = isinstance(error, Refusal) or error.fault not in _PASSING
         if lasting or failures > self.retries:
             return None
         longest_s: float = min(self.pause_limit_s, self.pause_s * 2 ** min(failures - 1, 32))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -75,14 +76,16 @@ class Registries:
         mirrors: tuple[Mirror, ...] = (),
         proxy: Proxy | None = None,
         *,
+        sizes: Mapping[str, int] = MappingProxyType({}),
         verify: bool = True,
         ca_files: Sequence[str] = (),
     ) -> Remote:
         """A repository to read ranges from, asked of mirrors and proxy first: those given, or those
         of the configuration. Its tries end with the deadline of each read.
 
-        `verify` off and `ca_files` are this image's own, beside what is configured. Raises
-        SourceError for names that are none, and for files of authorities that are none.
+        `sizes` of blobs in bytes are what is known of them. `verify` off and `ca_files` are this
+        image's own, beside what is configured. Raises SourceError for names that are none, and for
+        files of authorities that are none.
         """
         trust = trust_in(host, self._config, verify=verify, ca_files=ca_files)
         registry = Registry(
@@ -96,11 +99,11 @@ class Registries:
         peers = [self._mirror(registry, mirror) for mirror in mirrors or self._config.mirrors]
         proxy = proxy if proxy is not None else self._config.proxy
         if not proxy.url:
-            return self._remote(registry, peers)
+            return self._remote(registry, peers, sizes)
         proxied = self._proxy(registry, proxy)
         if not proxy.fallback:
-            return self._remote(proxied, peers)
-        return self._remote(registry, [*peers, proxied])
+            return self._remote(proxied, peers, sizes)
+        return self._remote(registry, [*peers, proxied], sizes)
 
     @property
     def readers_alone(self) -> bool:
@@ -117,7 +120,7 @@ class Registries:
     ) -> Remote:
         """An object store at `host[:port]`, to read ranges from. Raises SourceError as `source`."""
         trust = trust_in(host, self._config, verify=verify, ca_files=ca_files)
-        return self._remote(make(trust), ())
+        return self._remote(make(trust), (), {})
 
     def distribution(self, host: str, credential: Credential | None) -> Distribution:
         """For manifests and bootstraps of one registry, with a few tries each.
@@ -212,13 +215,14 @@ class Registries:
             return False
         return answer.status < 500
 
-    def _remote(self, origin: Endpoint, peers: Sequence[Peer]) -> Remote:
+    def _remote(self, origin: Endpoint, peers: Sequence[Peer], sizes: Mapping[str, int]) -> Remote:
         return Remote(
             origin,
             peers,
             transfers=self._transfers,
             patience=self._patience(sys.maxsize),
             traffic=self.traffic,
+            sizes=sizes,
         )
 
     def _keychain(self, credential: Credential | None) -> Keychain:

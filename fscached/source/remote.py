@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from fscached.source import Answer, Fault, Giver, Priority, Refusal, SourceError
@@ -31,7 +32,8 @@ _REMEDIES: Final = {
 
 @dataclass(slots=True)
 class _Read:
-    """One read on its way. `asked` are the peers that had their turn since the origin had its."""
+    """One read on its way. `asked` are the peers that had their turn since the origin had its;
+    `surplus` is how much of an answer comes before what is wanted."""
 
     trail: Trail[Endpoint]
     end: int
@@ -39,6 +41,8 @@ class _Read:
     reader: Callable[[memoryview], None]
     deadline: asyncio.Timeout
     deadline_s: float
+    ended_s: float = 0.0
+    surplus: int = 0
     step_bytes: int = 0
     spent: Traffic = field(default_factory=Traffic)
     asked: set[Peer] = field(default_factory=set)
@@ -53,14 +57,27 @@ class _Read:
         return self.trail.position < self.end
 
     def feed(self, memory: memoryview) -> None:
-        """Hand on what came; the next step may take as long as this one."""
+        """Hand on what came and is wanted; the next step may take as long as this one."""
+        before = min(self.surplus, len(memory))
+        self.surplus -= before
+        memory = memory[before : before + self.end - self.trail.position]
         size = len(memory)
+        if not size:
+            return
         self.trail.position += size
         self.step_bytes += size
-        if self.step_bytes >= _STEP_BYTES and not self.deadline.expired():
-            self.step_bytes = 0
-            self.deadline.reschedule(asyncio.get_running_loop().time() + self.deadline_s)
+        if not self.deadline.expired():
+            self._go_on()
         self.reader(memory)
+
+    def _go_on(self) -> None:
+        now_s = asyncio.get_running_loop().time()
+        if not self.missing:
+            self.ended_s = now_s
+            self.deadline.reschedule(None)
+        elif self.step_bytes >= _STEP_BYTES:
+            self.step_bytes = 0
+            self.deadline.reschedule(now_s + self.deadline_s)
 
 
 class Remote:
@@ -68,7 +85,8 @@ class Remote:
 
     Each read asks the peers in order, those that may be asked, each for all that is still missing;
     then the origin; and after a pause, as `patience` says, all of them again. `redirect_limit_s` is
-    how long the target of a redirect is used at most, whatever its signature promises.
+    how long the target of a redirect is used at most, whatever its signature promises. `sizes` of
+    blobs, where they are known, let peers be asked for more than is wanted.
 
     `traffic` counts requests for blobs, not those for tokens (see Tokens); it may be shared.
     """
@@ -82,6 +100,7 @@ class Remote:
         patience: Patience,
         redirect_limit_s: float = 300.0,
         traffic: Traffic | None = None,
+        sizes: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.name = origin.name
         self.traffic = traffic if traffic is not None else Traffic()
@@ -90,6 +109,7 @@ class Remote:
         self._transfers = transfers
         self._patience = patience
         self._redirect_limit_s = redirect_limit_s
+        self._sizes = sizes
         self._routes = Routes()
         self._trails: Trails[Endpoint] = Trails()
 
@@ -119,7 +139,7 @@ class Remote:
         finally:
             self.traffic.add(read.spent)
         spent, name = read.spent, trail.steps[-1][1].name
-        seconds = loop.time() - began
+        seconds = read.ended_s - began
         return Answer(name, spent.requests, spent.received_bytes, seconds, spent.given)
 
     def distrust(self, blob_id: str, start: int, end: int) -> bool:
@@ -144,6 +164,8 @@ class Remote:
             try:
                 await self._ask_origin(read)
             except SourceError as error:
+                if not read.missing:
+                    return
                 if isinstance(error, Busy):
                     self._transfers.rest(error.origin, error.retry_after_s)
                 read.asked.clear()
@@ -169,6 +191,9 @@ class Remote:
                 while route is not None:
                     route = await self._attempt(read, peer, route)
         except SourceError as error:
+            if not read.missing:  # only of the surplus
+                peer.served()
+                return
             read.last = error
             peer.failed(blob_id, error, asyncio.get_running_loop().time())
             if isinstance(error, Busy) and error.origin != peer.origin:
@@ -207,7 +232,11 @@ class Remote:
         """
         trail = read.trail
         trail.step(endpoint)
-        request = await endpoint.request(route, trail.position, read.end, read.priority)
+        began, start, end = trail.position, trail.position, read.end
+        if isinstance(endpoint, Peer):
+            start, end = endpoint.extent(start, end, self._sizes.get(trail.blob_id, 0))
+        read.surplus = began - start
+        request = await endpoint.request(route, start, end, read.priority)
 
         def accepted() -> None:
             self._routes.learn(trail.blob_id, route)
@@ -216,10 +245,10 @@ class Remote:
         reply = await self._transfers.get(
             request, read.feed, read.spent, accepted if scouting else None
         )
-        if reply.fed_bytes:
+        if brought := trail.position - began:
             read.failures = read.refusals = read.stale_routes = 0
             giver = endpoint.giver(reply) if isinstance(endpoint, Peer) else Giver.ORIGIN
-            read.spent.given[giver] += reply.fed_bytes
+            read.spent.given[giver] += brought
         if reply.fault is None and reply.status in (200, 206):
             return None
         return await self._respond(read, endpoint, route, request, reply)
