@@ -118,6 +118,8 @@ class Blob:
         self._deadlines = Deadlines(deadline_s, refusal_s, outage_limit_s)
         self._states = bytearray(chunks.count)
         self._residents = 0
+        self.resident_bytes = 0
+        """Of the cache file, that belong to resident chunks."""
         self._owners: dict[int, int] = {}
         self._fetches = 0
         self._wants: dict[int, list[Want]] = {}
@@ -126,22 +128,13 @@ class Blob:
         """Take over what the cache file holds. A chunk is resident only if all its padded pages
         are data: a chunk torn by a power cut shows as partly hole."""
         for index in range(self.chunks.count):
-            if self._states[index] == State.ABSENT and extents.covers(
-                self.chunks.offset(index), self.chunks.padded_end(index)
-            ):
+            start, end = self.chunks.offset(index), self.chunks.padded_end(index)
+            if self._states[index] == State.ABSENT and extents.covers(start, end):
                 self._move(index, State.RESIDENT)
+                self.resident_bytes += end - start
 
     def state(self, index: int) -> State:
         return State(self._states[index])
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes of the cache file that belong to resident chunks."""
-        return sum(
-            self.chunks.padded_end(index) - self.chunks.offset(index)
-            for index, state in enumerate(self._states)
-            if state == State.RESIDENT
-        )
 
     @property
     def in_flight_bytes(self) -> int:
@@ -219,6 +212,8 @@ class Blob:
         """Chunks are in the cache file: the tickets that are complete now."""
         self._deadlines.landed()
         tickets = []
+        start, end = self.chunks.offset(run.first), self.chunks.padded_end(run.end - 1)
+        self.resident_bytes += end - start
         for index in range(run.first, run.end):
             self._move(index, State.RESIDENT)
             self._owners.pop(index, None)

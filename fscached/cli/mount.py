@@ -30,28 +30,40 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("reference", metavar="REF", help="host/repository:tag or @digest")
     parser.add_argument("directory", metavar="DIR", help="an existing directory")
+    add_credentials(parser)
+    _daemon.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def add_credentials(parser: argparse.ArgumentParser) -> None:
+    """Who pulls an image."""
     parser.add_argument("--username", help="registry user; needs --password-stdin")
     parser.add_argument(
         "--password-stdin", action="store_true", help="read the password from standard input"
     )
-    _daemon.add_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     target = _daemon.location(arguments.directory)
     if not os.path.isdir(target):
         raise Failure(f"{target}: not a directory", "make it first")
-    body = _request(arguments)
     client = _daemon.client(arguments)
+    image, done = attach(client, arguments, target)
+    print(f"{image['reference']} ({image['manifest_digest']}) {done}")
+    return 0
+
+
+def attach(
+    client: Client, arguments: argparse.Namespace, target: str
+) -> tuple[dict[str, Any], str]:
+    """Pull and register the image `arguments` name, and mount it; the image and what was done."""
+    body = _request(arguments)
     image = client.put(IMAGES, body)
     with _daemon.mounts_lock(arguments):
         # While the image was pulled its last mount point may have gone, and its registration.
         if all(known["fsid"] != image["fsid"] for known in client.get(IMAGES)):
             image = client.put(IMAGES, body)
-        done = _mount(client, image, target)
-    print(f"{image['reference']} ({image['manifest_digest']}) {done}")
-    return 0
+        return image, _mount(client, image, target)
 
 
 def _request(arguments: argparse.Namespace) -> dict[str, Any]:

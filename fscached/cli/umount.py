@@ -24,7 +24,14 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     target = _daemon.location(arguments.directory)
-    client = _daemon.client(arguments)
+    left = detach(_daemon.client(arguments), arguments, target)
+    print(f"unmounted {target}" + (f", still mounted on {', '.join(left)}" if left else ""))
+    return 0
+
+
+def detach(client: Client, arguments: argparse.Namespace, target: str) -> list[str]:
+    """Unmount an image from a directory, and forget it when that was its last; where it still is
+    mounted."""
     with _daemon.mounts_lock(arguments):
         fsids = [point.fsid for point in mount.mounted() if point.target == target]
         if not fsids:
@@ -34,8 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         left = [point.target for point in mount.mounted() if point.fsid == fsid]
         if not left:
             _forget(client, fsid)
-    print(f"unmounted {target}" + (f", still mounted on {', '.join(left)}" if left else ""))
-    return 0
+    return left
 
 
 def _forget(client: Client, fsid: str) -> None:

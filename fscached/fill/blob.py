@@ -161,6 +161,10 @@ class OpenBlob:
         self._tally.prefetches += 1
         await self._fly(fetch, Priority.PREFETCH, deadline_s)
 
+    def suspected(self, fetch: Fetch) -> bool:
+        """Whether bytes of these chunks were not what they should be."""
+        return any(fetch.first <= index < fetch.end for index in self._tries)
+
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
         self.stage = Stage.CLOSED
@@ -346,11 +350,10 @@ class OpenBlob:
     def landed(self, landing: Landing) -> None:
         assert self.blob is not None
         self._answered(landing.woken)
+        before = self.blob.resident_bytes
         for run in landing.landed:
-            self._tally.landed_bytes += self.blob.chunks.padded_end(
-                run.end - 1
-            ) - self.blob.chunks.offset(run.first)
             self._complete(self.blob.landed(run))
+        self._tally.landed_bytes += self.blob.resident_bytes - before
         for index, reason in landing.bad:
             self._bad(index, reason)
         self._completed()

@@ -35,8 +35,10 @@ class Phase(enum.StrEnum):
 
     OFF = "off"
     """Not wanted."""
+    UNMOUNTED = "unmounted"
+    """None of it is open."""
     WAITING = "waiting"
-    """Nobody has it mounted, or the kernel does not answer for its files yet."""
+    """Its chunks are not known yet, or the kernel does not answer for its files."""
     RUNNING = "running"
     PAUSED = "paused"
     """It goes on by itself, when readers, the budget or the source let it."""
@@ -141,12 +143,12 @@ class Job:
         """What to bring now; see Agenda."""
         return self.agenda.next(partial(self._take, limit_bytes))
 
-    def failed(self, error: Exception, now_s: float) -> None:
+    def failed(self, why: str, now_s: float) -> None:
         """Something did not come; wait, the longer the more often."""
         if self.pause is not None:
             return
-        log.warning("prefetch of %s pauses for %g s: %s", self.name, self._pause_s, error)
-        self.pause = Pause(str(error), now_s + self._pause_s)
+        log.warning("prefetch of %s pauses for %g s: %s", self.name, self._pause_s, why)
+        self.pause = Pause(why, now_s + self._pause_s)
         self._pause_s = min(self._pause_s * 2, RETRY_PAUSE_LIMIT_S)
 
     def brought(self, size_bytes: int, began_s: float, now_s: float) -> None:
@@ -175,9 +177,11 @@ class Job:
         if not self.wanted:
             return Phase.OFF, ""
         if not self.blobs:
-            return Phase.WAITING, "not mounted"
+            return Phase.UNMOUNTED, ""
         if self.workers:
             return self._running(held, full)
+        if not self.planned:
+            return Phase.WAITING, "what comes first is looked up"
         if any(opened.stage is Stage.NEW for opened in self.blobs.values()):
             return Phase.WAITING, "its chunks, or what of them is here, is not known yet"
         return Phase.DONE, ""
@@ -193,10 +197,13 @@ class Job:
         """An upper bound where only some of the image is wanted."""
         if not self.agenda.whole:
             return self.agenda.listed_bytes
-        here = sum(
-            opened.blob.resident_bytes for opened in self.blobs.values() if opened.blob is not None
-        )
-        return max(0, sum(size_bytes for _, size_bytes in self._sizes()) - here)
+        return sum(self._absent(*sizes) for sizes in self._sizes())
+
+    def _absent(self, blob_id: str, size_bytes: int) -> int:
+        opened = self.blobs.get(blob_id)
+        if opened is None or opened.blob is None:
+            return size_bytes
+        return 0 if opened.blob.complete else max(0, size_bytes - opened.blob.resident_bytes)
 
     def _sizes(self) -> list[tuple[str, int]]:
         return [(entry.blob_id, entry.uncompressed_size) for entry in self.image.blobs]

@@ -35,7 +35,7 @@ FLIGHT_PAUSE_S: Final = 0.25
 """How often to look whether what a reader has under way has come, when there is nothing else."""
 DISK_PAUSE_S: Final = 10.0
 
-NOT_OPEN: Final = Report(Phase.WAITING, "not mounted", 0, 0, 0, 0.0, None)
+UNMOUNTED: Final = Report(Phase.UNMOUNTED, "", 0, 0, 0, 0.0, None)
 OFF: Final = Report(Phase.OFF, "", 0, 0, 0, 0.0, None)
 
 
@@ -103,7 +103,7 @@ class Service:
         """How the prefetch of an image goes on."""
         job = self._jobs.get(key)
         if job is None:
-            return NOT_OPEN if settings.enabled else OFF
+            return UNMOUNTED if settings.enabled else OFF
         return job.report(self._clock.now(), self._means.held(), self._full)
 
     async def trace(self, key: ObjectKey, image: Image, *, run: bool = False) -> Trace | None:
@@ -211,6 +211,10 @@ class Service:
                 self._failed(job, taken, error)
             return
         self._emptied()
+        if opened.suspected(fetch):
+            wrong = "bytes are not what the image says they are: see the errors before this"
+            job.failed(wrong, self._clock.now())
+            return
         job.brought(range.size_bytes, began_s, self._clock.now())
 
     def _failed(self, job: Job, taken: Taken, error: Exception) -> None:
@@ -219,7 +223,7 @@ class Service:
             self._refused = True
             self._filled(error)
         else:
-            job.failed(error, self._clock.now())
+            job.failed(str(error), self._clock.now())
 
     def _hindrance(self, job: Job) -> float:
         """For how many seconds nothing may be asked for; 0: go on."""

@@ -32,10 +32,18 @@ class StandInService:
         self.settled = True
         self.files = False
         why = "readers come first"
-        self.prefetched = messages.PrefetchStatus(
-            Phase.PAUSED, why, left_bytes=3 << 20, eta_s=64.5
-        )
+        self.prefetched = messages.PrefetchStatus(Phase.PAUSED, why, left_bytes=3 << 20, eta_s=64.5)
+        self.reports = [self.prefetched]
+        self.on_prefetch: Callable[[], None] = lambda: None
         self.after_pull: Callable[[], None] = lambda: None
+
+    def prefetch(self, fsid: str) -> messages.PrefetchStatus:
+        self.happened.append("prefetch")
+        self.on_prefetch()
+        return self.prefetch_status(fsid)
+
+    def prefetch_status(self, fsid: str) -> messages.PrefetchStatus:
+        return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
 
     def images(self) -> list[messages.ImageInfo]:
         return list(self.registered.values())
@@ -82,7 +90,14 @@ class StandInService:
             totals=messages.Totals(reads=6, reads_failed=1, requests=2, received_bytes=2048),
             images=[
                 messages.ImageStatus(
-                    image.reference, image.fsid, "dom", "sha256:00", True, boot, [blob], self.prefetched
+                    image.reference,
+                    image.fsid,
+                    "dom",
+                    "sha256:00",
+                    True,
+                    boot,
+                    [blob],
+                    self.prefetched,
                 )
                 for image in self.registered.values()
             ],

@@ -163,6 +163,19 @@ async def test_a_source_that_fails_is_tried_again(desk: Make, caplog):
     await it.close()
 
 
+async def test_a_chunk_that_is_always_wrong_is_no_reason_to_be_busy(desk: Make):
+    """All others come; it is tried again after pauses that grow."""
+    it = desk([CHUNK] * 16, range_bytes=CHUNK)
+    it.here.source.file[3 * CHUNK] ^= 1
+    await it.here.kernel.open(KEY)
+    await until(lambda: len([s for s in it.clock.slept_s if s >= 16]) > 2)
+    assert it.here.kernel.resident_bytes(KEY) == 15 * CHUNK
+    assert it.report.phase is Phase.PAUSED and "not what the image says" in it.report.why
+    tries = [start for start, _, _ in it.here.source.asked if start == 3 * CHUNK]
+    assert len(tries) <= 60
+    await it.close()
+
+
 async def test_a_nearly_full_disk_stops_it_and_space_lets_it_go_on(desk: Make, caplog):
     """Said once; readers are served meanwhile."""
     full = [True]
@@ -209,7 +222,7 @@ async def test_a_closed_image_is_left_alone(desk: Make):
     await until(lambda: here.objects.tally.closes)
     asked = len(here.source.asked)
     here.source.gate.set()
-    await until(lambda: it.report.phase is Phase.WAITING)
+    await until(lambda: it.report.phase is Phase.UNMOUNTED)
     assert len(here.source.asked) == asked
     await it.close()
 
