@@ -271,8 +271,8 @@ class OpenBlob:
             return
         began_s = self._loop.time()
         ending = Ending.FAILED
+        flight = Flight(self._cargo(fetch), self._crew, self)
         try:
-            flight = Flight(self._cargo(fetch), self._crew, self)
             answer = await flight.fly(self.origin.source, priority, deadline_s)
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
@@ -282,7 +282,8 @@ class OpenBlob:
             ending = Ending.DONE
         except SourceError as error:
             self._tally.source_errors += 1
-            if self._loop.time() - began_s >= deadline_s:
+            late = self._loop.time() - began_s >= deadline_s
+            if late and (flight.brought_bytes or self._limits.outage_limit_s is None):
                 ending = Ending.LATE
             elif error.away:
                 ending = Ending.AWAY

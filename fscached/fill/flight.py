@@ -102,6 +102,11 @@ class Flight:
         self._error: Exception | None = None
         self._view = memoryview(b"")
 
+    @property
+    def brought_bytes(self) -> int:
+        """How much has come so far."""
+        return self._filled
+
     async def fly(self, source: Source, priority: Priority, deadline_s: float) -> Answer:
         """Fetch, and return when every chunk that was of use has landed.
 

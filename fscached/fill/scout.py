@@ -1,7 +1,7 @@
 """Asking whether a source that was away is back: one fetch at a time, after pauses that double.
 
-A source has tried for seconds before it says that it is away, so this is no storm; and when it is
-back, all who wait are served at once.
+A source has tried for a whole deadline before it says that it is away, so this is no storm; and
+when it is back, all who wait are served at once.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +15,12 @@ from tests.native.conftest import Node, forget_pages, image_of, noise, until
 from tests.native.origin import Origin
 
 MIB = 1 << 20
+READ = "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"
+MAP = """
+import mmap, sys
+with open(sys.argv[1]) as file:
+    sys.stdout.buffer.write(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+"""
 
 
 def content(target: Path) -> dict[str, bytes]:
@@ -156,6 +164,35 @@ def test_a_registry_that_is_gone_fails_reads_for_as_long(node: Node, registry: O
     assert caught.value.errno == errno.EIO
     registry.down = False
     assert (target / "f1").read_bytes() == files["f1"]
+
+
+def test_readers_outlast_a_registry_that_is_gone(node: Node, registry: Origin) -> None:
+    """One that reads and one that maps: neither fails, both go on when it is back."""
+    files = noise(8, 3, MIB)
+    outage = {"on_source_outage": "wait", "outage_limit_s": 60.0, "deadline_s": 0.5}
+    node.configure(fetch=outage)
+    node.start()
+    target = node.mount(registry.add("app", image_of(files)))
+    assert (target / "f0").read_bytes() == files["f0"]
+    registry.down = True
+    programs = [
+        [sys.executable, "-c", READ, target / "f1"],
+        [sys.executable, "-c", MAP, target / "f2"],
+    ]
+    readers = [subprocess.Popen(words, stdout=subprocess.PIPE) for words in programs]
+    until(lambda: _waiting(node) >= 2 or None, "two READs wait")
+    until(
+        lambda: "readers wait for its source" in node.log.read_text() or None, "they go on waiting"
+    )
+    assert [reader.poll() for reader in readers] == [None, None]
+    registry.down = False
+    for reader, name in zip(readers, ("f1", "f2"), strict=True):
+        assert reader.communicate(timeout=20)[0] == files[name] and reader.returncode == 0
+    assert node.client.get("/api/v2/status")["totals"]["reads_failed"] == 0
+
+
+def _waiting(node: Node) -> int:
+    return int(node.client.get("/api/v2/status")["totals"]["reads_waiting"])
 
 
 def test_a_corrupted_chunk_is_never_served(node: Node, registry: Origin) -> None:
