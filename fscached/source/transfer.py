@@ -17,6 +17,7 @@ import pycurl
 
 from fscached.source import Fault, Priority, SourceError
 from fscached.source.content_range import RangeError, promised_bytes
+from fscached.source.link import Link
 from fscached.source.origin import USER_AGENT, Traffic, Trust
 from fscached.source.outlet import Outlet
 from fscached.source.respite import Respites
@@ -330,9 +331,10 @@ class Transfers:
     """All data connections of the daemon. Make it where the event loop runs.
 
     A transfer without a byte for `stall_timeout_s` (found up to a quarter later) has broken. As
-    long as demand is under way, and for `prefetch_quiet_s` after, prefetch stands still. What it
-    then has under way on the link is at most `prefetch_window_bytes`, all its connections
-    together: on a link of 10 MB/s the default is 13 ms in front of a demand read.
+    long as demand is under way, and for `prefetch_quiet_s` after, prefetch stands still, unless the
+    link is known to be fast (`Link`): then it goes on beside demand, else constant demand would
+    leave it nothing. What it has under way on the link is at most `prefetch_window_bytes`, all its
+    connections together: on a link of 10 MB/s the default is 13 ms in front of a demand read.
     """
 
     def __init__(
@@ -346,6 +348,7 @@ class Transfers:
         prefetch_window_bytes: int = 128 << 10,
         outlet: Outlet | None = None,
         respites: Respites | None = None,
+        link: Link | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         options = _OPTIONS | {pycurl.CONNECTTIMEOUT_MS: round(connect_timeout_s * 1000)}
@@ -363,6 +366,7 @@ class Transfers:
         self._quiet_timer: asyncio.TimerHandle | None = None
         self._demand_ended_at = 0.0
         self._demanding = 0
+        self._link = link or Link()
         self._respites = respites or Respites()
         self._closed = False
 
@@ -383,7 +387,10 @@ class Transfers:
             self._begin_demand()
             try:
                 async with self._demand.slots:
-                    return await self._run(self._demand, request, feed, traffic, accepted)
+                    began_s = self._loop.time()
+                    reply = await self._run(self._demand, request, feed, traffic, accepted)
+                    self._link.brought(reply.fed_bytes, self._loop.time() - began_s)
+                    return reply
             finally:
                 self._end_demand()
         async with self._prefetch.slots:
@@ -434,13 +441,17 @@ class Transfers:
 
     def _begin_demand(self) -> None:
         self._demanding += 1
-        if not self._prefetch.held:
+        if not self._prefetch.held and not self._link.fast:
             self._quiet.clear()
             self._prefetch.hold()
 
     def _end_demand(self) -> None:
         self._demanding -= 1
-        if not self._demanding and not self._closed:
+        if self._closed or not self._prefetch.held:
+            return
+        if self._link.fast:
+            self._let_go()
+        elif not self._demanding:
             self._demand_ended_at = self._loop.time()
             if self._quiet_timer is None:
                 self._quiet_timer = self._after(self._quiet_s, self._release_prefetch)
@@ -453,8 +464,12 @@ class Transfers:
         if left_s > 0:
             self._quiet_timer = self._after(left_s, self._release_prefetch)
             return
-        self._prefetch.release()
-        self._quiet.set()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._prefetch.held:
+            self._prefetch.release()
+            self._quiet.set()
 
     def _check(self) -> None:
         """Look for transfers that stand still; the timer rests while there are none at all."""

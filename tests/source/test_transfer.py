@@ -13,6 +13,7 @@ import trustme
 import uvloop
 
 from fscached.source import Fault, Priority, SourceError
+from fscached.source.link import Link
 from fscached.source.origin import Traffic, Trust
 from fscached.source.transfer import Reply, Request, Transfers
 from tests.source.conftest import BLOB
@@ -51,8 +52,11 @@ class Fetch:
 
 @pytest_asyncio.fixture
 async def transfers() -> AsyncIterator[Transfers]:
-    """Three demand connections, two for prefetch."""
-    transfers = Transfers(demand_connections=3, prefetch_connections=2, prefetch_quiet_s=0.001)
+    """Three demand connections, two for prefetch; no link is fast."""
+    slow = Link(float("inf"))
+    transfers = Transfers(
+        demand_connections=3, prefetch_connections=2, prefetch_quiet_s=0.001, link=slow
+    )
     yield transfers
     await transfers.close()
 
@@ -143,6 +147,49 @@ async def test_prefetch_stands_still_under_demand(
     await waiting.reply()
     assert (await prefetch.reply()).fault is None
     assert prefetch.came == BLOB
+
+
+@pytest.mark.asyncio
+async def test_on_a_fast_link_prefetch_gets_something_under_constant_demand(
+    server: FaultyServer, other_server: FaultyServer
+) -> None:
+    """Somebody always waits; once the link is known to be fast, prefetch goes on beside it."""
+    transfers = Transfers(demand_connections=3, link=Link(1.0))
+    last = asyncio.Event()
+
+    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
+        await last.wait()
+        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
+
+    other_server.answers = [late]
+    waiting = Fetch(transfers, other_server.host, 0, 9)
+    await asyncio.sleep(0)
+    prefetch = Fetch(transfers, server.host, 0, len(BLOB), Priority.PREFETCH)
+    for _ in range(3):
+        await Fetch(transfers, other_server.host, 0, MIB).reply()
+        assert transfers.readers_alone
+    assert server.seen == []
+    await Fetch(transfers, other_server.host, 0, MIB).reply()
+    assert (await prefetch.reply()).fault is None
+    assert prefetch.came == BLOB and not waiting.task.done()
+    last.set()
+    await waiting.reply()
+    await transfers.close()
+
+
+@pytest.mark.asyncio
+async def test_a_link_that_becomes_slow_is_the_readers_alone_again(server: FaultyServer) -> None:
+    """One slow read is enough."""
+    link = Link(1.0)
+    transfers = Transfers(link=link, prefetch_quiet_s=60.0)
+    for _ in range(4):
+        await Fetch(transfers, server.host, 0, MIB).reply()
+        link.brought(MIB, 0.001)
+    assert not transfers.readers_alone and link.fast
+    link.brought(MIB, 2 * MIB)
+    await Fetch(transfers, server.host, 0, 9).reply()
+    assert transfers.readers_alone
+    await transfers.close()
 
 
 @pytest.mark.asyncio
