@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness import command
+
 from environments import Options, host
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -81,3 +83,38 @@ def drop_caches() -> None:
     """Pages, directory entries and inodes; what is not written yet is written first."""
     os.sync()
     DROP_CACHES.write_text("3")
+
+
+@contextmanager
+def processors(count: int) -> Iterator[None]:
+    """Whatever is started in the block has so many processors."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(allowed)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def known_as(name: str, scratch: Path) -> Iterator[None]:
+    """A name for the loopback address, in the bench's own mounts."""
+    hosts = Path("/etc/hosts")
+    ours = scratch / "hosts"
+    ours.write_text(f"{hosts.read_text()}\n127.0.0.1 {name}\n")
+    command.run(["mount", "--bind", ours, hosts])
+    try:
+        yield
+    finally:
+        command.run(["umount", hosts])
+
+
+@contextmanager
+def mounted(image: Path, directory: Path) -> Iterator[Path]:
+    """A disk that was made for guests."""
+    directory.mkdir()
+    command.run(["mount", "-o", "loop,ro", image, directory])
+    try:
+        yield directory
+    finally:
+        command.run(["umount", directory])

@@ -10,9 +10,11 @@ from harness.guest import Guest
 
 from runners import MOUNT, LocalImage
 from runners.minimal import mount_fsid, umount_and_end
+from runners.usage import Usage
 
 CONFIG = "/run/bench/fscached.toml"
 LOG = "/var/log/fscached-bench.log"
+SOCKET = "/run/fscached/api.sock"
 STATE = "/run/bench/state"
 
 Settings = dict[str, dict[str, object]]
@@ -32,16 +34,20 @@ class Fscached:
         self._pid = ""
 
     def start(self, cache: str, window_bytes: int) -> None:
-        self.run(cache, {"window_bytes": window_bytes, "window_limit_bytes": window_bytes})
+        windows: dict[str, object] = {
+            "window_bytes": window_bytes,
+            "window_limit_bytes": window_bytes,
+        }
+        self.run(cache, {"fetch": windows})
 
-    def run(self, cache: str, fetch: dict[str, object]) -> None:
-        """Start with these settings of [fetch] and no prefetch."""
+    def run(self, cache: str, tables: Settings) -> None:
+        """Start with these settings and no prefetch."""
         settings: Settings = {
             "paths": {"state_directory": STATE},
             "cache": {"directory": cache},
-            "fetch": fetch,
             "prefetch": {"enabled": False},
             "log": {"file": LOG, "level": "warn"},
+            **tables,
         }
         self._guest.run(["rm", "-rf", STATE])
         self._guest.put(CONFIG, toml(settings).encode())
@@ -51,8 +57,7 @@ class Fscached:
 
     def mount(self, image: LocalImage) -> None:
         body = json.dumps(entry(image))
-        socket = "--unix-socket /run/fscached/api.sock"
-        put = f"curl -sSf {socket} -X PUT --data-binary @- http://d/api/v2/blobs"
+        put = f"curl -sSf --unix-socket {SOCKET} -X PUT --data-binary @- http://d/api/v2/blobs"
         self._guest.run(put, input=body.encode())
         mount_fsid(self._guest, image.fsid)
 
@@ -60,6 +65,12 @@ class Fscached:
         """Mount an image of a registry."""
         self._guest.run(["mkdir", "-p", MOUNT])
         self._guest.run(["fscached", "mount", "--config", CONFIG, reference, MOUNT])
+
+    def usage(self) -> Usage:
+        """Until now."""
+        ask = ["curl", "-sSf", "--unix-socket", SOCKET, "http://d/api/v2/status"]
+        status = json.loads(self._guest.run(ask).stdout)
+        return Usage.read(status, self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout)
 
     def stop(self) -> None:
         self.resident_image_mib.append(self._resident_mib())

@@ -14,6 +14,7 @@ from fscached.control.client import Client, DaemonAway
 from fscached.transport import mount
 from runners import LocalImage
 from runners.fscached import Settings, entry, toml
+from runners.usage import Usage
 
 PATIENCE_S = 20.0
 FILL_PATIENCE_S = 600.0
@@ -74,6 +75,11 @@ class Supervised:
     def events(self) -> int:
         """How often the kernel has asked."""
         return int(self.status()["totals"]["reads"])
+
+    def usage(self) -> Usage:
+        """Until now, without the supervisor's."""
+        status = self.status()
+        return Usage.read(status, Path(f"/proc/{status['pid']}/stat").read_text())
 
     def status(self) -> dict[str, Any]:
         """What `fscached status -o json` says."""

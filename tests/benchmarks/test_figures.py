@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plots.bars import grouped
 from report import Report, percentile, result, table
+from runners.usage import Usage
 
 TRACE = """\
 # tracer: nop
@@ -84,3 +86,22 @@ def test_memory_is_limited_for_a_while(
         said = subprocess.run(group.within(["echo", "inside"]), capture_output=True, check=True)
         assert said.stdout == b"inside\n"
         assert (directory / "cgroup.procs").read_text() == "0\n"
+
+
+def test_usage_is_a_daemons_own() -> None:
+    """utime and stime, not those of its children; a name may hold anything."""
+    status = {"totals": {"requests": 7, "received_bytes": 4096, "reads": 1}}
+    before = Usage.read(status, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 150 50 900 900 20 0")
+    assert before == Usage(2.0, 7, 4096)
+    status["totals"]["requests"] = 9
+    after = Usage.read(status, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 250 50 900 900 20 0")
+    assert after.since(before) == Usage(1.0, 2, 0)
+
+
+def test_processors_are_given_for_a_while() -> None:
+    """Programs that are started meanwhile have as many."""
+    allowed = os.sched_getaffinity(0)
+    with native.processors(1):
+        said = subprocess.run(["nproc"], capture_output=True, text=True, check=True).stdout
+        assert said == "1\n"
+    assert os.sched_getaffinity(0) == allowed
