@@ -447,9 +447,9 @@ class Api(Table, frozen=True):
     header_limit_bytes: Annotated[
         int, Meta(ge=1 * KIB, le=1 * MIB, description="Request line and headers.")
     ] = 16 * KIB
-    body_limit_bytes: Annotated[int, Meta(ge=4 * KIB, le=64 * MIB, description="Of a request.")] = (
-        1 * MIB
-    )
+    body_limit_bytes: Annotated[
+        int, Meta(ge=4 * KIB, le=64 * MIB, description="Of a request; a trace has up to 16 MiB.")
+    ] = 16 * MIB
     connections: Annotated[
         int, Meta(ge=1, le=65_536, description="At once; a silent one is never closed.")
     ] = 256

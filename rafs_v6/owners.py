@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class File(NamedTuple):
-    """A regular file: its first path with the leading slash, and how many chunks it has."""
+    """A regular file: its first path with the leading slash, its inode and its different chunks."""
 
     path: bytes
     nid: int
@@ -54,7 +54,7 @@ def files(image: Bootstrap) -> Iterator[tuple[File, list[Place]]]:
                 continue
             linked.add(inode.nid)
         places = _places(image, inode)
-        yield File(path, inode.nid, inode.size, len(places)), places
+        yield File(path, inode.nid, inode.size, len(set(places))), places
 
 
 def owners(image: Bootstrap, wanted: Collection[Place]) -> dict[Place, Owners]:

@@ -23,12 +23,14 @@ from fscached.control.messages import (
     ImageInfo,
     ImageOrder,
     ImageStatus,
+    KnownTrace,
     LogLevel,
     PrefetchStatus,
+    Recorded,
+    RecordTrace,
     Status,
 )
 from fscached.control.state import WrongState
-from fscached.prefetch.trace import Trace, TraceError, decode, encode
 from fscached.source import SourceError
 
 ENTRY_NOT_FOUND: Final = "blob_cache: cache entry not found"
@@ -39,12 +41,38 @@ NOT_A_FUSE_DAEMON: Final = "Unsupported: fscached serves images by fsid, not by 
 _T = TypeVar("_T")
 
 
+class Traces(Protocol):
+    """What the routes need to know of how images are read. `image` is a reference or an fsid."""
+
+    async def known(self, image: str, *, run: bool) -> KnownTrace:
+        """What all runs read, or only the one that goes on. ApiError 404 when there is none."""
+        ...
+
+    async def adopt(self, body: bytes) -> None:
+        """Take over a trace. ApiError 400 when it is none."""
+        ...
+
+    async def record(self, wanted: RecordTrace) -> Recorded:
+        """Begin a new run. ApiError 404 for an unknown image, 409 for one that is not mounted or
+        not recorded."""
+        ...
+
+    async def forget(self, image: str) -> None:
+        """Forget earlier runs. ApiError 404 when nothing was known."""
+        ...
+
+
 class Service(Protocol):
     """What the routes need of the daemon. Everything is called on the event loop.
 
     Any method may raise ApiError for what it refuses (with the status to answer), WrongState
     (400) or SourceError (502); anything else is a bug and becomes 500 with the trace in the log.
     """
+
+    @property
+    def traces(self) -> Traces:
+        """Whoever knows how images are read."""
+        ...
 
     def info(self) -> DaemonInfo:
         """Who is this, and in which state."""
@@ -87,15 +115,6 @@ class Service(Protocol):
 
     def prefetch_status(self, fsid: str) -> PrefetchStatus:
         """How that goes on (404)."""
-        ...
-
-    async def trace(self, fsid: str, run: bool) -> Trace | None:
-        """What is known of how an image is read; `run`: of its present run alone. None: nothing
-        (404: the image is not known)."""
-        ...
-
-    async def adopt_trace(self, trace: Trace) -> None:
-        """Add a trace to what is known, for images mounted from now on."""
         ...
 
     def images(self) -> list[ImageInfo]:
@@ -249,20 +268,24 @@ async def _prefetch_status(service: Service, request: Request) -> Reply:
 
 
 async def _trace(service: Service, request: Request) -> Reply:
-    fsid = _queried(request, "fsid")
-    trace = await service.trace(fsid, request.query.get("run") == "present")
-    if trace is None:
-        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: no run of image {fsid} was recorded")
-    return Reply(encode(trace))
+    run = request.query.get("run", "false")
+    if run not in ("true", "false"):
+        raise _bad(f"QueryString: run is true or false, not {run[:80]!r}")
+    return _json(await service.traces.known(_queried(request, "image"), run=run == "true"))
 
 
 async def _adopt_trace(service: Service, request: Request) -> Reply:
-    try:
-        trace = decode(request.body)
-    except TraceError as error:
-        raise _bad(f"BadRequest: {error}") from None
-    await service.adopt_trace(trace)
+    await service.traces.adopt(request.body)
     return Reply()
+
+
+async def _forget_trace(service: Service, request: Request) -> Reply:
+    await service.traces.forget(_queried(request, "image"))
+    return Reply()
+
+
+async def _record_trace(service: Service, request: Request) -> Reply:
+    return _json(await service.traces.record(_parsed(request, RecordTrace)))
 
 
 async def _status(service: Service, request: Request) -> Reply:
@@ -294,8 +317,9 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v2/blobs": {"GET": _bound, "PUT": _bind, "DELETE": _unbind},
     "/api/v2/images": {"GET": _images, "PUT": _add_image, "DELETE": _remove_image},
     "/api/v2/prefetch": {"GET": _prefetch_status, "PUT": _order_prefetch},
-    "/api/v2/traces": {"GET": _trace, "PUT": _adopt_trace},
     "/api/v2/status": {"GET": _status},
+    "/api/v2/traces": {"GET": _trace, "PUT": _adopt_trace, "DELETE": _forget_trace},
+    "/api/v2/traces/record": {"PUT": _record_trace},
     "/metrics": {"GET": _prometheus},
 }
 

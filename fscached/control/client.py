@@ -42,7 +42,7 @@ class Client:
 
     def put(self, path: str, body: object = None) -> Any:
         """The decoded reply, None when it has no body."""
-        return self._call("PUT", path, {}, None if body is None else json.dumps(body))
+        return self._call("PUT", path, {}, None if body is None else _compact(body))
 
     def delete(self, path: str, **query: str) -> None:
         """Nothing when it went well."""
@@ -86,6 +86,10 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+
+def _compact(body: object) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 def _message(data: bytes) -> str:

@@ -179,6 +179,31 @@ class Status(msgspec.Struct, frozen=True):
     given: dict[str, int] = {}
 
 
+class KnownTrace(msgspec.Struct, frozen=True):
+    """Reply of `GET /api/v2/traces`: what was read of an image, as `fscached.prefetch.trace` has it
+    in a file; `bootstrap` is where its names can be looked up."""
+
+    fsid: str
+    reference: str
+    bootstrap: str
+    trace: msgspec.Raw
+
+
+class RecordTrace(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /api/v2/traces/record`: a new run of an image (reference or fsid) begins."""
+
+    image: Annotated[str, Meta(min_length=1, max_length=1024)]
+    prefetch: bool = False
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Reply to it. What is resident may be read unseen."""
+
+    fsid: str
+    reference: str
+    resident_bytes: int
+
+
 class ErrorBody(msgspec.Struct, frozen=True):
     """Body of every reply that is not a success."""
 

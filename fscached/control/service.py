@@ -30,13 +30,13 @@ from fscached.control.messages import (
 )
 from fscached.control.metrics import resident_memory_bytes
 from fscached.control.state import Lifecycle, Trigger
+from fscached.control.tracing import Tracing
 from fscached.fill.blob import OpenBlob
 from fscached.fill.objects import Objects
 from fscached.fill.tally import Tally
 from fscached.handover import Handover
 from fscached.images import Images, Registration
 from fscached.prefetch.service import Service as Prefetcher
-from fscached.prefetch.trace import Trace
 from fscached.source import Fault, Giver, Source, SourceError
 from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.directory import Directory
@@ -87,6 +87,7 @@ class ControlService:
         self._images = images
         self._objects = objects
         self._prefetch = prefetch
+        self.traces = Tracing(store, prefetch, self._staying, self._resident_bytes)
         self._transport = transport
         self._registries = registries
         self._handover = handover
@@ -164,16 +165,6 @@ class ControlService:
 
     def prefetch_status(self, fsid: str) -> PrefetchStatus:
         return self._prefetch_status(self._known(fsid))
-
-    async def trace(self, fsid: str, run: bool) -> Trace | None:
-        known = self._known(fsid)
-        return await self._prefetch.trace(known.key, known.image, run=run)
-
-    async def adopt_trace(self, trace: Trace) -> None:
-        try:
-            await self._prefetch.adopt(trace)
-        except OSError as error:
-            raise _refused("AdoptTrace", f"cannot be kept: {error}") from error
 
     def status(self) -> Status:
         registries = self._registries.traffic
@@ -430,6 +421,15 @@ class ControlService:
     def _prefetch_status(self, registration: Registration) -> PrefetchStatus:
         report = self._prefetch.report(registration.key, registration.prefetch)
         return PrefetchStatus(**report._asdict())
+
+    def _resident_bytes(self, registration: Registration) -> int:
+        opened = self._objects.blobs(registration.volume)
+        blobs = [
+            opened[entry.blob_id].blob
+            for entry in registration.image.blobs
+            if entry.blob_id in opened
+        ]
+        return sum(blob.resident_bytes for blob in blobs if blob is not None)
 
     def _bootstrap_status(self, registration: Registration, info: ImageInfo) -> ObjectStatus:
         """One that is mounted as a file is all there."""

@@ -76,7 +76,7 @@ class Service:
         if job is None:
             job = self._jobs[key] = Job(image, settings)
             if settings.record:
-                job.recording = Recording(image, settings.record_s, self._traces, self._clock)
+                job.recording = self._recording(image, settings)
             self._spawn(self._plan(job))
         if not isinstance(opened.watcher, _Audience):
             opened.watcher = _Audience(self, blob_id, opened)
@@ -121,6 +121,24 @@ class Service:
         """Take over a trace from elsewhere; for images mounted from now on. Raises OSError."""
         await asyncio.to_thread(self._traces.adopt, trace)
 
+    async def record(self, key: ObjectKey, *, prefetch: bool) -> bool:
+        """End the run that goes on, and begin another; without `prefetch` nothing more is brought
+        until the image's last umount. False when it is not open, or not to be recorded."""
+        job = self._jobs.get(key)
+        if job is None or job.recording is None:
+            return False
+        ended, job.recording = job.recording, self._recording(job.image, job.settings)
+        for blob_id, opened in job.blobs.items():
+            if opened.stage is Stage.READY and opened.blob is not None:
+                job.recording.learn(blob_id, opened.blob.chunks, not opened.blob.untouched)
+        job.wanted = job.wanted and prefetch
+        await ended.end()
+        return True
+
+    async def forget(self, image: Image) -> bool:
+        """Forget what runs that are over have read. False when nothing was known."""
+        return await asyncio.to_thread(self._traces.forget, image.identity)
+
     async def close(self) -> None:
         """Stop; what is resident stays, and what was recorded is kept."""
         for task in (tasks := list(self._tasks)):
@@ -159,6 +177,9 @@ class Service:
 
     # Inside.
 
+    def _recording(self, image: Image, settings: Prefetch) -> Recording:
+        return Recording(image, settings.record_s, self._traces, self._clock)
+
     async def _plan(self, job: Job) -> None:
         def ranges() -> list[Range]:
             return listed(job.image, job.settings, self._traces.load(job.image.identity))
@@ -170,7 +191,7 @@ class Service:
     async def _work(self, job: Job) -> None:
         """Bring one thing after the other, until there is nothing left to bring."""
         try:
-            while job.blobs:
+            while job.blobs and job.wanted:
                 if wait_s := self._hindrance(job):
                     await self._clock.sleep(wait_s)
                     continue

@@ -52,6 +52,14 @@ class Traces:
         self._write(self._trace(trace.fsid), merge([known, trace]) if known else trace)
         self._prune()
 
+    def forget(self, image: str) -> bool:
+        """Remove what is known of an image. False when nothing was. Raises OSError."""
+        try:
+            self._trace(image).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
     def _trace(self, image: str) -> Path:
         return self._directory / f"{image}.trace"
 

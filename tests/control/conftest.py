@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
@@ -15,7 +17,7 @@ from fscached.control import api, http, messages
 from fscached.control.entry import BlobEntry
 from fscached.control.state import Lifecycle, State, Trigger
 from fscached.prefetch.job import Phase
-from fscached.prefetch.trace import Access, Trace
+from fscached.prefetch.trace import Access, Trace, TraceError, decode, encode
 
 BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)
 IMAGE = messages.ImageStatus(
@@ -33,6 +35,40 @@ IMAGE = messages.ImageStatus(
 TRACE = Trace("f" * 64, "registry.test/app:1", 1, (Access("b" * 64, 0, 4096, 0.5),))
 
 
+class StandInTraces:
+    """Stands in for the daemon's traces: some by name, and what was asked."""
+
+    def __init__(self, bootstrap: str = "/state/image.boot") -> None:
+        self.bootstrap = bootstrap
+        self.traces: dict[str, Trace] = {}
+        self.asked: list[Any] = []
+        self.resident_bytes = 0
+
+    async def known(self, image: str, *, run: bool) -> messages.KnownTrace:
+        self.asked.append((image, run))
+        trace = self.traces.get(image)
+        if trace is None:
+            raise http.ApiError(HTTPStatus.NOT_FOUND, f"NotFound: {image}: no run of it is known")
+        raw = msgspec.Raw(encode(trace))
+        return messages.KnownTrace(trace.fsid, trace.reference, self.bootstrap, raw)
+
+    async def adopt(self, body: bytes) -> None:
+        try:
+            self.traces["adopted"] = decode(body)
+        except TraceError as error:
+            raise http.ApiError(HTTPStatus.BAD_REQUEST, f"ParseBody({error})") from None
+
+    async def record(self, wanted: messages.RecordTrace) -> messages.Recorded:
+        self.asked.append(wanted)
+        if wanted.image not in self.traces:
+            raise http.ApiError(HTTPStatus.CONFLICT, f"Conflict: {wanted.image} is not mounted")
+        return messages.Recorded("f" * 64, wanted.image, self.resident_bytes)
+
+    async def forget(self, image: str) -> None:
+        if self.traces.pop(image, None) is None:
+            raise http.ApiError(HTTPStatus.NOT_FOUND, f"NotFound: {image}")
+
+
 class StandInService:
     """Stands in for the daemon, which needs a kernel: remembers what it was asked."""
 
@@ -43,6 +79,7 @@ class StandInService:
         self.asked: list[Any] = []
         self.image_status = [IMAGE]
         self.found = True
+        self.traces = StandInTraces()
         self.pull: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def info(self) -> messages.DaemonInfo:
@@ -92,13 +129,6 @@ class StandInService:
 
     def prefetch_status(self, fsid: str) -> messages.PrefetchStatus:
         return self.image_status[0].prefetch
-
-    async def trace(self, fsid: str, run: bool) -> Trace | None:
-        self.asked.append(("trace", fsid, run))
-        return TRACE if self.found else None
-
-    async def adopt_trace(self, trace: Trace) -> None:
-        self.asked.append(trace)
 
     def images(self) -> list[messages.ImageInfo]:
         return [

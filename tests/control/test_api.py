@@ -224,14 +224,47 @@ async def test_prefetch_is_ordered_and_reported(client: Client, service: Any) ->
 
 async def test_traces_go_out_and_come_in(client: Client, service: Any) -> None:
     """As a file of `fscached trace export` has them; what is none is refused."""
-    trace = await call(client.get, "/api/v2/traces", fsid=FSID)
-    assert (trace["fsid"], len(trace["accesses"])) == (FSID, 1)
-    await call(client.get, "/api/v2/traces", fsid=FSID, run="present")
-    await call(client.put, "/api/v2/traces", trace)
-    assert service.asked == [("trace", FSID, False), ("trace", FSID, True), TRACE]
-    assert (await refused(client.put, "/api/v2/traces", {"trace": 1})).status == 400
-    service.found = False
-    assert (await refused(client.get, "/api/v2/traces", fsid=FSID)).status == 404
+    service.traces.traces[FSID] = TRACE
+    known = await call(client.get, "/api/v2/traces", image=FSID)
+    assert (known["trace"]["fsid"], len(known["trace"]["accesses"])) == (FSID, 1)
+    assert known["bootstrap"] == "/state/image.boot"
+    await call(client.get, "/api/v2/traces", image=FSID, run="true")
+    assert service.traces.asked == [(FSID, False), (FSID, True)]
+    await call(client.put, "/api/v2/traces", known["trace"])
+    assert service.traces.traces["adopted"] == TRACE
+    await call(client.delete, "/api/v2/traces", image=FSID)
+    assert (await refused(client.get, "/api/v2/traces", image=FSID)).status == 404
+    assert (await refused(client.delete, "/api/v2/traces", image=FSID)).status == 404
+
+
+async def test_a_run_is_begun_by_name(client: Client, service: Any) -> None:
+    """Without prefetch unless it is wanted; 409 for what is not mounted."""
+    service.traces.traces[FSID] = TRACE
+    begun = await call(client.put, "/api/v2/traces/record", {"image": FSID})
+    assert begun == {"fsid": FSID, "reference": FSID, "resident_bytes": 0}
+    await call(client.put, "/api/v2/traces/record", {"image": FSID, "prefetch": True})
+    assert [wanted.prefetch for wanted in service.traces.asked] == [False, True]
+    error = await refused(client.put, "/api/v2/traces/record", {"image": "other"})
+    assert (error.status, "not mounted" in str(error)) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "arguments", "query"),
+    [
+        ("get", "/api/v2/traces", (), {}),
+        ("get", "/api/v2/traces", (), {"image": FSID, "run": "perhaps"}),
+        ("put", "/api/v2/traces", ({"trace": 1},), {}),
+        ("put", "/api/v2/traces", ([],), {}),
+        ("delete", "/api/v2/traces", (), {}),
+        ("put", "/api/v2/traces/record", ({},), {}),
+        ("put", "/api/v2/traces/record", ({"image": FSID, "more": 1},), {}),
+    ],
+)
+async def test_what_is_asked_wrongly_of_traces_is_400(
+    client: Client, method: str, path: str, arguments: tuple[Any, ...], query: dict[str, str]
+) -> None:
+    """One message, nothing done."""
+    assert (await refused(getattr(client, method), path, *arguments, **query)).status == 400
 
 
 async def test_status_is_the_whole_status(client: Client) -> None:
