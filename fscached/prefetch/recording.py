@@ -33,6 +33,7 @@ class Recording:
         self._recorder = Recorder(image.identity, image.reference)
         self._ends_s: float | None = None
         self._keeping: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
 
     @property
     def trace(self) -> Trace | None:
@@ -74,6 +75,8 @@ class Recording:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
+            if self._writing is not None:
+                await asyncio.wait([self._writing])  # threads cannot be cancelled
             await self._write()
             await self._disk(lambda: self._traces.settle(self._image, self._run))
 
@@ -91,7 +94,8 @@ class Recording:
 
     async def _disk(self, task: Callable[[], None]) -> None:
         """A trace that cannot be kept is no reason to trouble anybody."""
+        self._writing = asyncio.ensure_future(asyncio.to_thread(task))
         try:
-            await asyncio.to_thread(task)
+            await asyncio.shield(self._writing)
         except OSError as error:
             log.warning("the trace of image %s cannot be kept: %s", self._image[:12], error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from itertools import pairwise
 
 import pytest
@@ -287,6 +288,33 @@ async def test_a_run_is_recorded_and_known_to_the_next_daemon(desk: Make, tmp_pa
     assert [access.start // CHUNK for access in known.accesses] == [7, 40, 3, 4]
     await it.close()
     assert it.traces.load(IMAGE.cookie) == known
+
+
+async def test_what_is_being_written_when_a_run_ends_is_not_written_after_it(desk: Make, tmp_path):
+    """An old state behind the last one would count as a run of its own."""
+    it = desk([CHUNK] * 64, enabled=False)
+    old, keep_run = threading.Event(), it.traces.keep_run
+    began = threading.Event()
+
+    def slow_at_first(run: Trace, number: str) -> None:
+        if not began.is_set():
+            began.set()
+            old.wait(20)
+        keep_run(run, number)
+
+    it.traces.keep_run = slow_at_first  # type: ignore[method-assign]
+    await it.here.kernel.open(KEY)
+    await it.here.kernel.read(KEY, 7 * CHUNK, 7 * CHUNK + 4096)
+    await until(began.is_set)
+    await it.here.kernel.read(KEY, 40 * CHUNK, 40 * CHUNK + 4096)
+    it.here.kernel.umount(KEY)
+    await until(lambda: it.report.phase is Phase.OFF)
+    for _ in range(50):  # turns enough for an end that does not wait
+        await asyncio.to_thread(lambda: None)
+    old.set()
+    await until(lambda: (known := it.traces.load(IMAGE.cookie)) and len(known.accesses) == 2)
+    await it.close()
+    assert [file.name for file in (tmp_path / "traces").iterdir()] == [f"{IMAGE.cookie}.trace"]
 
 
 async def test_a_run_cut_short_by_a_kill_is_not_lost(desk: Make):
