@@ -281,6 +281,15 @@ class Source(Table, frozen=True):
     retry_pause_limit_s: Annotated[
         float, Meta(ge=0.01, le=600, description="The pause doubles up to this.")
     ] = 5.0
+    host_retries_s: Annotated[
+        float,
+        Meta(
+            ge=0.1,
+            le=10_000,
+            description="Further tries at one host per second, of all reads together; more as it"
+            " answers.",
+        ),
+    ] = 10.0
     manifest_limit_bytes: Annotated[
         int, Meta(ge=4 * KIB, le=64 * MIB, description="A larger manifest or index is refused.")
     ] = 4 * MIB

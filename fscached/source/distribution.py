@@ -212,6 +212,7 @@ class Distribution:
                 if pause_s is None:
                     raise SourceError(f"{reference}: {error}", error.fault) from None
             await asyncio.sleep(pause_s)
+            await self._exchange.respites.again(origin_of(self._registry(reference)))
 
     async def _send(
         self,

@@ -45,7 +45,7 @@ class Exchange:
         self._connect_timeout_s = connect_timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._outlet = outlet or Outlet()
-        self._respites = respites or Respites()
+        self.respites = respites or Respites()
         self._clients: dict[str, httpx.AsyncClient] = {}
         """By the proxy they go through."""
 
@@ -64,7 +64,7 @@ class Exchange:
         Raises SourceError: NETWORK when it broke, PROTOCOL when the body is over `limit_bytes`.
         """
         origin = origin_of(url)
-        await self._respites.over(url)
+        await self.respites.over(url)
         proxy = self._outlet.of(url)
         client = self._clients.get(proxy) or await self._connect(proxy)
         import httpx
@@ -79,7 +79,9 @@ class Exchange:
             through = f" through proxy {proxy}" if proxy else ""
             raise SourceError(f"{origin}{through}: {_explain(error)}", Fault.NETWORK) from None
         if response.status_code in RETRIED_STATUSES:
-            self._respites.grant(origin, retry_after_s(response.headers))
+            self.respites.grant(origin, retry_after_s(response.headers))
+        else:
+            self.respites.answered(origin)
         return Response(response.status_code, dict(response.headers), body)
 
     async def close(self) -> None:

@@ -49,7 +49,7 @@ class Registries:
         self._config = source
         self._trust = Trust(source.verify_tls, source.ca_files)
         self._outlet = Outlet(source.http_proxy, source.no_proxy)
-        self._respites = Respites()
+        self._respites = Respites(source.host_retries_s)
         self._access: dict[Trust, _Access] = {}
         self._keyring = Keyring.configured(source)
         self._transfers = Transfers(

@@ -33,7 +33,8 @@ _REMEDIES: Final = {
 @dataclass(slots=True)
 class _Read:
     """One read on its way. `asked` are the peers that had their turn since the origin had its;
-    `surplus` is how much of an answer comes before what is wanted."""
+    `origin` is who was asked last; `surplus` is how much of an answer comes before what is
+    wanted."""
 
     trail: Trail[Endpoint]
     end: int
@@ -42,6 +43,7 @@ class _Read:
     deadline: asyncio.Timeout
     deadline_s: float
     ended_s: float = 0.0
+    origin: str = ""
     surplus: int = 0
     step_bytes: int = 0
     spent: Traffic = field(default_factory=Traffic)
@@ -107,6 +109,7 @@ class Remote:
         self._origin = origin
         self._peers = tuple(peers)
         self._transfers = transfers
+        self._respites = transfers.respites
         self._patience = patience
         self._redirect_limit_s = redirect_limit_s
         self._sizes = sizes
@@ -167,9 +170,10 @@ class Remote:
                 if not read.missing:
                     return
                 if isinstance(error, Busy):
-                    self._transfers.rest(error.origin, error.retry_after_s)
+                    self._respites.grant(error.origin, error.retry_after_s)
                 read.asked.clear()
                 await asyncio.sleep(self._weigh(read, error))
+                await self._respites.again(read.origin)
 
     def _next_peer(self, read: _Read) -> Peer | None:
         """The first that may be asked and was not."""
@@ -197,7 +201,7 @@ class Remote:
             read.last = error
             peer.failed(blob_id, error, asyncio.get_running_loop().time())
             if isinstance(error, Busy) and error.origin != peer.origin:
-                self._transfers.rest(error.origin, error.retry_after_s)
+                self._respites.grant(error.origin, error.retry_after_s)
         except BaseException:
             peer.left()
             raise
@@ -232,6 +236,7 @@ class Remote:
         """
         trail = read.trail
         trail.step(endpoint)
+        read.origin = route.origin
         began, start, end = trail.position, trail.position, read.end
         if isinstance(endpoint, Peer):
             start, end = endpoint.extent(start, end, self._sizes.get(trail.blob_id, 0))
@@ -247,6 +252,7 @@ class Remote:
         )
         if brought := trail.position - began:
             read.failures = read.refusals = read.stale_routes = 0
+            self._respites.answered(route.origin)
             giver = endpoint.giver(reply) if isinstance(endpoint, Peer) else Giver.ORIGIN
             read.spent.given[giver] += brought
         if reply.fault is None and reply.status in (200, 206):

@@ -367,7 +367,7 @@ class Transfers:
         self._demand_ended_at = 0.0
         self._demanding = 0
         self._link = link or Link()
-        self._respites = respites or Respites()
+        self.respites = respites or Respites()
         self._closed = False
 
     async def get(
@@ -382,7 +382,7 @@ class Transfers:
         `accepted` is called once before the first of them. What was spent is added to `traffic`
         also when it is cancelled. Raises what `feed` raises, and SourceError once closed.
         """
-        await self._respites.over(request.url)
+        await self.respites.over(request.url)
         if request.priority is Priority.DEMAND:
             self._begin_demand()
             try:
@@ -402,10 +402,6 @@ class Transfers:
     def readers_alone(self) -> bool:
         """Whether prefetch stands still because of readers."""
         return self._prefetch.held
-
-    def rest(self, origin: str, pause_s: float) -> None:
-        """Send nothing to an origin for a while: it said Retry-After."""
-        self._respites.grant(origin, pause_s)
 
     async def close(self) -> None:
         """End what is under way and close all connections."""

@@ -125,3 +125,51 @@ async def test_insecure_by_configuration_only() -> None:
         assert there._registry(reference) == f"{url}r.example.org"
         assert registries.source(reference.registry, "app", None)._origin.origin.startswith(url)
         await registries.close()
+
+
+async def test_two_hundred_reads_fail_at_once(server: FaultyServer) -> None:
+    """Together they try no more often than one host's budget, and when it is back all of them get
+    their bytes at once, not one after the other."""
+    server.default = answer(503)
+    settings = config.Source(retry_pause_s=0.01, retry_pause_limit_s=0.05, host_retries_s=20)
+    registries = Registries(Config(source=settings))
+    source = registries.source(server.host, REPOSITORY, None, "http")
+    began_s = asyncio.get_running_loop().time()
+
+    async def one(start: int) -> bytes:
+        got, blob_id = bytearray(), f"{start:064x}"
+        await source.read(blob_id, start, start + 9, Priority.DEMAND, got.extend, 9)
+        return bytes(got)
+
+    reads = [asyncio.create_task(one(start)) for start in range(200)]
+    await asyncio.sleep(0.5)
+    passed_s = asyncio.get_running_loop().time() - began_s
+    assert 200 < len(server.seen) <= 200 + 20 + 20 * passed_s + 1
+    server.default = part_of(BLOB)
+    # 180 further tries would take 9 s by the budget alone.
+    assert await asyncio.gather(*reads) == [BLOB[start : start + 9] for start in range(200)]
+    await registries.close()
+
+
+async def test_an_outage(server: FaultyServer, unused_tcp_port: int) -> None:
+    """While the registry is gone reads fail in time; when it is back they succeed, and nothing had
+    to be begun anew. What waits at that moment gets its bytes."""
+    settings = config.Source(retry_pause_s=0.01, retry_pause_limit_s=0.05)
+    registries = Registries(Config(source=settings))
+    source = registries.source(f"127.0.0.1:{unused_tcp_port}", REPOSITORY, None, "http")
+    for _ in range(3):
+        with pytest.raises(SourceError, match="can be reached") as caught:
+            await source.read(BLOB_ID, 0, 9, Priority.DEMAND, lambda _: None, 0.2)
+        assert caught.value.fault is Fault.NETWORK
+    assert (registries.traffic.requests, registries.traffic.received_bytes) == (0, 0)
+    got = bytearray()
+    waiting = asyncio.create_task(
+        source.read(BLOB_ID, 0, len(BLOB), Priority.DEMAND, got.extend, 20)
+    )
+    await asyncio.sleep(0)
+    listener = await asyncio.start_server(server.serve, "127.0.0.1", unused_tcp_port)
+    await waiting
+    assert got == BLOB
+    assert (registries.traffic.requests, registries.traffic.received_bytes) == (1, len(BLOB))
+    await registries.close()
+    listener.close()

@@ -232,6 +232,16 @@ async def test_a_refusal_is_final(client: Client, server: FaultyServer, status: 
     assert error.fault is Fault.ORIGIN and len(server.seen) == 1
 
 
+async def test_forbidden(client: Client, server: FaultyServer) -> None:
+    """A 403 without a login is final, nothing of its body is taken, and the next read asks anew."""
+    server.answers = [answer(403, body=b"not you")]
+    error = await failure(client, server)
+    assert error.fault is Fault.AUTH and len(server.seen) == 1
+    registry = client.registry(server.host)
+    assert await client.collect(registry, 0, 9) == BLOB[:9]
+    assert (registry.traffic.requests, registry.traffic.received_bytes) == (1, 9)
+
+
 @pytest.mark.parametrize("value", ["1", formatdate(time.time() + 3600, usegmt=True)])
 async def test_retry_after(client: Client, server: FaultyServer, value: str) -> None:
     """The whole host is left alone for as long as it asked, within the reader's deadline."""
