@@ -50,9 +50,7 @@ class World:
 
     def __init__(self, origin: FaultyServer, stack: AsyncExitStack) -> None:
         self.origin = origin
-        self.settings = config.Source(
-            retry_pause_s=0.01, retry_pause_limit_s=0.02, stall_timeout_s=0.2, distrust_s=300
-        )
+        self.stall_timeout_s = 20.0
         self._stack = stack
         self._registries: Registries | None = None
 
@@ -68,7 +66,7 @@ class World:
         return await self._stack.enter_async_context(faulty_server(blob))
 
     def mirror(self, host: str, **settings: object) -> Mirror:
-        given: dict[str, object] = {"ping_interval_s": 300.0, "failure_limit": 3}
+        given: dict[str, object] = {"ping_interval_s": 300.0, "failure_limit": 3, "timeout_s": 60.0}
         return Mirror(host=f"http://{host}", **(given | settings))  # type: ignore[arg-type]
 
     def source(
@@ -82,7 +80,13 @@ class World:
         sized: bool = True,
     ) -> Remote:
         if self._registries is None:
-            self._registries = Registries(Config(source=self.settings))
+            settings = config.Source(
+                retry_pause_s=0.01,
+                retry_pause_limit_s=0.02,
+                stall_timeout_s=self.stall_timeout_s,
+                distrust_s=300,
+            )
+            self._registries = Registries(Config(source=settings))
             self._stack.push_async_callback(self._registries.close)
         return self._registries.source(
             host or self.origin.host,
@@ -306,6 +310,8 @@ async def test_what_a_peer_did_not_bring(world: World, bad: str) -> None:
     """What came before it stopped is kept, the rest is asked elsewhere, each byte once."""
     peer = await world.faulty()
     came = 2 * MIB
+    if bad in ("silent", "hangs"):
+        world.stall_timeout_s = 0.2
     peer.default = {
         "silent": silence(),
         "hangs": _hanging(came),
