@@ -5,23 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import uvloop
-
-from fscached import log as logs
 from fscached.config import Config
 from fscached.control.api import routes
+from fscached.control.entry import BlobEntry as BlobCacheEntry
 from fscached.control.http import Server
-from fscached.control.notify import FdStore
 from fscached.control.service import ControlService
-from fscached.control.state import Trigger
-from fscached.failure import Failure, Missing
+from fscached.control.state import State
+from fscached.control.succession import Succession
+from fscached.failure import Failure
 from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
@@ -33,8 +31,7 @@ from fscached.prefetch.service import Means, Service
 from fscached.prefetch.traces import Traces
 from fscached.source.registries import Registries
 from fscached.store import Store
-from fscached.transport import ObjectKey, Transport, opening, probe
-from fscached.transport.cachefiles import allow_descriptors
+from fscached.transport import ObjectKey, Transport, opening
 from fscached.transport.floor import Floor
 from rafs_v6.blob import ChunkMap
 from rafs_v6.layout import BlobEntry
@@ -42,123 +39,146 @@ from rafs_v6.layout import BlobEntry
 log = logging.getLogger(__name__)
 
 STATE_NAME = "state"
+"""Of the descriptor of the handover, among those that outlive a daemon."""
 
 PREFETCH_DEADLINE_S = 600.0
 """For one range; generous, since prefetch stands still while readers are served."""
 
+ENDING_LIMIT_S = 5.0
+"""For workers to leave the kernel's descriptors; one that is stuck in a write never does."""
+ENDING_PAUSE_S = 0.005
 
-def main(config: Config, unsafe: bool = False) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code. `unsafe`: also where readers get wrong bytes
-    when the daemon dies, because nobody holds the kernel's end of the transport for it.
+
+class Beginning(NamedTuple):
+    """The kernel's end in hand, a predecessor's or a new one."""
+
+    transport: Transport
+    handover: Handover
+    takeover: bool
+
+
+class Daemon:
+    """Everything over one transport: a `Reign`. Make it in the running loop."""
+
+    def __init__(
+        self,
+        config: Config,
+        transport: Transport,
+        handover: Handover,
+        state: Callable[[], State],
+    ) -> None:
+        """What the predecessor bound is bound again; nothing is answered yet."""
+        self.holdings: Mapping[str, int] = {STATE_NAME: handover.fd, **transport.holdings}
+        self._transport = transport
+        self._crew = Crew(config.fetch_workers, Pool(config.fetch.buffer_pool_bytes))
+        self._registries = Registries(config)
+        store = Store(Path(config.paths.state_directory))
+        self.images = Images(_chunk_loader(config, store))
+        self.objects = Objects(transport, self.images.lookup, _limits(config), self._crew)
+        traces = Traces(Path(config.paths.state_directory, "traces"))
+        self._prefetch = Service(_means(config, self._registries), traces, LoopClock())
+        self.objects.on_blob = _prefetcher(self.images, self._prefetch)
+        self.service = ControlService(
+            config,
+            store,
+            self.images,
+            self.objects,
+            self._prefetch,
+            transport,
+            self._registries,
+            handover,
+            state,
+        )
+        self.service.restore()
+
+    def begin(self, takeover: bool) -> None:
+        """See Reign."""
+        self.service.restore()
+        if takeover:
+            _take_over(self._transport)
+        self._drain()
+        asyncio.get_running_loop().add_reader(self._transport.fileno(), self._drain)
+        # What start-up made stays: looking through it again and again would make readers wait.
+        gc.freeze()
+        log.info("running", extra={"images": len(self.images), "takeover": takeover})
+
+    async def end(self) -> None:
+        """See Reign."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._transport.fileno())
+        self.objects.close()
+        limit_s = loop.time() + ENDING_LIMIT_S
+        while not self._transport.relinquish():
+            if loop.time() > limit_s:
+                log.error("a worker is stuck: what it holds is a successor's when this has ended")
+                break
+            await asyncio.sleep(ENDING_PAUSE_S)
+
+    async def close(self) -> None:
+        """Let go of everything but the kernel's descriptors, which end with the process."""
+        log.info("ending", extra={"reads_waiting": self.objects.waiting})
+        asyncio.get_running_loop().remove_reader(self._transport.fileno())
+        await self._prefetch.close()
+        self.objects.close()
+        await self._registries.close()
+        self._crew.close()
+
+    def _drain(self) -> None:
+        self.objects.heed(self._transport.drain())
+
+
+async def serve(
+    config: Config,
+    beginning: Beginning | None,
+    *,
+    ready: Callable[[str], None] = lambda status: None,
+    identity: str | None = None,
+    supervisor: str | None = None,
+    entries: Sequence[BlobCacheEntry] = (),
+    stopped: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM, SIGINT or the API's `exit`. `beginning`: None to wait for a takeover by
+    the API; `ready` is told when the API listens, `stopped` when the end has begun; `entries` are
+    bound before.
 
     Raises Failure when the daemon cannot begin.
     """
-    store = FdStore()
-    inherited = store.take()
-    transport = opening.inherited(config, inherited)
-    takeover = transport is not None
-    logs.configure(config.log.level, config.log.file)
-    if config.ignored:
-        log.info("keys of nydusd's do not apply here", extra={"keys": " ".join(config.ignored)})
-    allow_descriptors(probe.descriptors(config.cache, config.kernel))
-    _make_directories(config)
-    if transport is None:
-        transport = opening.anew(config)
-    handover = Handover(inherited.get(STATE_NAME))
-    # The transport last: a successor that finds it finds the rest.
-    holdings = {STATE_NAME: handover.fd, **transport.holdings}
-    held = [
-        (takeover and name in inherited) or store.put(name, fd) for name, fd in holdings.items()
-    ]
-    if transport.needs_holder and not (all(held) or unsafe):
-        raise Missing(
-            f"nobody would hold {transport.name} if this daemon died: readers would get zeros",
-            "start `fscached supervise`, or a systemd unit with a file descriptor store "
-            "(docs/fscached.service); --unsafe-no-supervisor to do without",
-        )
-    uvloop.run(_serve(config, transport, handover, store, takeover))
-    if not all(held):
-        opening.leave(transport, config)
-    return 0
-
-
-def leave(config: Config) -> int:
-    """What comes after the last daemon, once nobody will hold the transport; the exit code."""
-    transport = opening.inherited(config, FdStore().take())
-    logs.configure(config.log.level, config.log.file)
-    if transport is not None:
-        opening.leave(transport, config)
-    return 0
-
-
-async def _serve(
-    config: Config, transport: Transport, handover: Handover, store: FdStore, takeover: bool
-) -> None:
-    loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    daemon: Daemon | None = None
     async with AsyncExitStack() as stack:
-        crew = Crew(config.fetch_workers, Pool(config.fetch.buffer_pool_bytes))
-        stack.callback(crew.close)
-        registries = Registries(config)
-        stack.push_async_callback(registries.close)
-        state = Store(Path(config.paths.state_directory))
-        images = Images(_chunk_loader(config, state))
-        objects = Objects(transport, images.lookup, _limits(config), crew)
-        stack.callback(objects.close)
-        traces = Traces(Path(config.paths.state_directory, "traces"))
-        prefetch = Service(_means(config, registries), traces, LoopClock())
-        stack.push_async_callback(prefetch.close)
-        objects.on_blob = _prefetcher(images, prefetch)
-        service = ControlService(
-            config,
-            state,
-            images,
-            objects,
-            prefetch,
-            transport,
-            registries,
-            handover,
-            stopping.set,
-        )
-        service.restore()
-        server = Server(config.api_socket, routes(service), config.api)
-        service.lifecycle.fire(Trigger.TAKEOVER if takeover else Trigger.MOUNT)
-        if takeover:
-            _take_over(transport)
-        _drain(transport, objects)
-        loop.add_reader(transport.fileno(), _drain, transport, objects)
-        stack.callback(loop.remove_reader, transport.fileno())
+
+        def found(transport: Transport, handover: Handover) -> Daemon:
+            nonlocal daemon
+            daemon = Daemon(config, transport, handover, lambda: succession.state)
+            stack.push_async_callback(daemon.close)
+            return daemon
+
+        def heir(holdings: dict[str, int]) -> Daemon:
+            transport = opening.inherited(config, holdings)
+            if transport is None or STATE_NAME not in holdings:
+                raise ValueError("what the supervisor keeps is not the kernel's device and a state")
+            return found(transport, Handover(holdings[STATE_NAME]))
+
+        def service() -> ControlService | None:
+            running = succession.state is State.RUNNING
+            return daemon.service if daemon is not None and running else None
+
+        succession = Succession(stopping.set, heir, identity, supervisor)
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
-        service.lifecycle.fire(Trigger.START)
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        server = Server(config.api_socket, routes(succession, service), config.api)
+        if beginning is None:
+            succession.await_takeover()
+        else:
+            reign = found(beginning.transport, beginning.handover)
+            succession.accede(reign, beginning.takeover)
+            for entry in entries:
+                await reign.service.bind_blob_entry(entry)
         await server.start()
         stack.push_async_callback(server.close)
-        store.ready(f"serves {len(images)} images")
-        # What start-up made stays: looking through it again and again would make readers wait.
-        gc.freeze()
-        log.info("running", extra={"images": len(images), "takeover": takeover})
+        ready(f"serves {len(daemon.images) if daemon is not None else 0} images")
         await stopping.wait()
-        log.info("ending", extra={"reads_waiting": objects.waiting})
-
-
-def _drain(transport: Transport, objects: Objects) -> None:
-    objects.heed(transport.drain())
-
-
-def _make_directories(config: Config) -> None:
-    for path in (config.paths.runtime_directory, config.paths.state_directory):
-        _make(path, 0o700)
-    _make(config.cache.directory, 0o700)
-
-
-def _make(path: str, mode: int) -> None:
-    try:
-        os.makedirs(path, mode, exist_ok=True)
-    except OSError as error:
-        raise Missing(
-            f"directory {path} cannot be made: {error.strerror}",
-            "run as root, on a file system that can be written",
-        ) from None
+        stopped()
 
 
 def _take_over(transport: Transport) -> None:

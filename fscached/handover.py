@@ -32,13 +32,22 @@ class Handover:
 
         Raises ValueError when the memory is not one of ours.
         """
+        head = self._head()
+        while True:
+            offset, length = _HEAD.unpack(head)
+            if length > _LIMIT_BYTES:
+                raise ValueError(f"the state left by the predecessor claims {length} bytes")
+            data = os.pread(self.fd, length, offset)
+            # A predecessor that still lives may have begun the half that was read.
+            before, head = head, self._head()
+            if before == head:
+                return json.loads(data) if length else None
+
+    def _head(self) -> bytes:
         head = os.pread(self.fd, _HEAD.size, 0)
         if len(head) < _HEAD.size:
             raise ValueError("the state left by the predecessor is cut short")
-        offset, length = _HEAD.unpack(head)
-        if length > _LIMIT_BYTES:
-            raise ValueError(f"the state left by the predecessor claims {length} bytes")
-        return json.loads(os.pread(self.fd, length, offset)) if length else None
+        return head
 
     def save(self, value: Any) -> None:
         """Replace what was saved. Raises ValueError when it is larger than 64 MiB."""

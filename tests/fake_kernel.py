@@ -367,6 +367,9 @@ class FakeKernel:
         assert errno > 0
         self.done(object, ticket)
 
+    def relinquish(self) -> bool:
+        return True
+
     def close(self) -> None:
         """End the cache: what waits now and whatever is asked later is EIO."""
         self._thawed.set()

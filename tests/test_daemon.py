@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fscached import config, daemon
+from fscached import config, standalone
 from fscached.failure import Missing
 
 ARTICLE = Path(__file__).parent / "data" / "nydusd" / "article.json"
@@ -20,9 +20,9 @@ def test_keys_that_do_not_apply_are_named_in_one_line(
     def end(_: int) -> None:
         raise Missing("the rest", "is other tests'")
 
-    monkeypatch.setattr(daemon, "allow_descriptors", end)
+    monkeypatch.setattr(standalone, "allow_descriptors", end)
     with pytest.raises(Missing, match="the rest"):
-        daemon.main(config.load(ARTICLE))
+        standalone.main(config.load(ARTICLE))
     (line,) = capsys.readouterr().err.splitlines()
     assert "level=info" in line
     assert "mode" in line and "digest_validate" in line and "enable_xattr" in line

@@ -36,8 +36,10 @@ FLOORS = {
     "fscached.images": 6,
     "fscached.control": 7,
     "fscached.daemon": 8,
-    "fscached.cli": 9,
-    "fscached.__main__": 10,
+    "fscached.standalone": 9,
+    "fscached.singleton": 10,
+    "fscached.cli": 11,
+    "fscached.__main__": 12,
 }
 """Rooms by floor. A room may import from lower floors and from itself, not from its neighbours."""
 

@@ -22,6 +22,8 @@ from fscached import version
 from fscached.failure import Failure
 
 INTERRUPTED = 130
+NYDUSDS_MODES = ("fuse", "virtiofs", "nbd", "uffd")
+"""What nydusd does beside fscache, and this daemon does not."""
 Subparsers = argparse._SubParsersAction
 
 
@@ -44,9 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] in (["--version"], ["-V"]):
         sys.stdout.write(version.text())
         return 0
+    words = _verb_first(words)
     known = {module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"}
     verb = words[0] if words[:1] and words[0] in known else ""
     try:
+        if words[:1] and words[0] in NYDUSDS_MODES:
+            raise Usage(
+                f"{words[0]} is a mode of nydusd's that this daemon does not have",
+                'its mode is singleton: set fs_driver = "fscache" in nydus-snapshotter',
+            )
         arguments = _parser([verb] if verb else sorted(known)).parse_args(words)
         return int(arguments.run(arguments))
     except Failure as failure:
@@ -60,6 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(verb, f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _say(verb, "interrupted", INTERRUPTED)
+
+
+def _verb_first(words: list[str]) -> list[str]:
+    """nydusd's options may come before its mode; all of those but --upgrade have a value."""
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        option = words[place]
+        apart = option != "--upgrade" and "=" not in option
+        place += 2 if apart and (option.startswith("--") or len(option) == 2) else 1
+    return [words[place], *words[:place], *words[place + 1 :]] if place < len(words) else words
 
 
 def _parser(verbs: Sequence[str]) -> Parser:

@@ -30,8 +30,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fscached import config, daemon
+    from fscached import config, standalone
 
     if arguments.leave:
-        return daemon.leave(config.load(arguments.config))
-    return daemon.main(config.load(arguments.config), arguments.unsafe_no_supervisor)
+        return standalone.leave(config.load(arguments.config))
+    return standalone.main(config.load(arguments.config), arguments.unsafe_no_supervisor)

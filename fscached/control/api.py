@@ -39,6 +39,7 @@ ENTRY_NOT_FOUND: Final = "blob_cache: cache entry not found"
 NOT_A_FUSE_DAEMON: Final = "Unsupported: fscached serves images by fsid, not by mount point"
 
 _T = TypeVar("_T")
+_Route = TypeVar("_Route")
 
 
 class Traces(Protocol):
@@ -62,8 +63,33 @@ class Traces(Protocol):
         ...
 
 
+class Life(Protocol):
+    """The states of the daemon. Everything is called on the event loop, and may raise what a
+    Service may."""
+
+    def info(self) -> DaemonInfo:
+        """Who is this, and in which state."""
+        ...
+
+    async def take_over(self) -> None:
+        """INIT becomes READY."""
+        ...
+
+    async def start(self) -> None:
+        """READY becomes RUNNING."""
+        ...
+
+    async def send_fd(self) -> None:
+        """Leave what a successor needs with the supervisor; nothing without one."""
+        ...
+
+    async def exit(self) -> None:
+        """Stop reading the device before this returns; end after the reply has gone out."""
+        ...
+
+
 class Service(Protocol):
-    """What the routes need of the daemon. Everything is called on the event loop.
+    """What the daemon does for people and tools. Everything is called on the event loop.
 
     Any method may raise ApiError for what it refuses (with the status to answer), WrongState
     (400) or SourceError (502); anything else is a bug and becomes 500 with the trace in the log.
@@ -74,20 +100,8 @@ class Service(Protocol):
         """Whoever knows how images are read."""
         ...
 
-    def info(self) -> DaemonInfo:
-        """Who is this, and in which state."""
-        ...
-
     def status(self) -> Status:
         """Everything that is counted."""
-        ...
-
-    def start(self) -> None:
-        """READY becomes RUNNING."""
-        ...
-
-    def exit(self) -> None:
-        """Stop reading the device before this returns; end after the reply has gone out."""
         ...
 
     async def bind_blob_entry(self, entry: entry.BlobEntry) -> None:
@@ -127,31 +141,43 @@ class Service(Protocol):
         ...
 
 
-def routes(service: Service) -> Handler:
-    """The handler of a `http.Server` that gives every request to `service`."""
+def routes(life: Life, service: Callable[[], Service | None]) -> Handler:
+    """The handler of a `http.Server` that gives every request to `life` or to `service`, which is
+    None in all states but RUNNING."""
 
     async def handle(request: Request) -> Reply:
-        methods = ROUTES.get(request.path)
-        if methods is None:
+        if (methods := LIFE.get(request.path)) is not None:
+            return await _route(methods, request)(life, request)
+        if (others := ROUTES.get(request.path)) is None:
             raise ApiError(HTTPStatus.NOT_FOUND, f"NoRoute: there is no {request.path}")
-        route = methods.get(request.method)
-        if route is None:
-            raise _bad(f"BadRequest: {request.path} takes {', '.join(methods)}")
+        route = _route(others, request)
+        if (present := service()) is None:
+            state = life.info().state
+            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, f"NotReady: the daemon is {state}")
+        return await route(present, request)
+
+    async def answer(request: Request) -> Reply:
         try:
-            return await route(service, request)
+            return await handle(request)
         except WrongState as error:
             raise _bad(f"Configure(DaemonAbnormal({error}))") from None
         except SourceError as error:
             raise ApiError(HTTPStatus.BAD_GATEWAY, str(error)) from error
 
-    return handle
+    return answer
 
 
-async def _info(service: Service, request: Request) -> Reply:
-    return _json(service.info())
+def _route(methods: Mapping[str, _Route], request: Request) -> _Route:
+    if request.method not in methods:
+        raise _bad(f"BadRequest: {request.path} takes {', '.join(methods)}")
+    return methods[request.method]
 
 
-async def _configure(service: Service, request: Request) -> Reply:
+async def _info(life: Life, request: Request) -> Reply:
+    return _json(life.info())
+
+
+async def _configure(life: Life, request: Request) -> Reply:
     wanted = _parsed(request, LogLevel)
     try:
         log.set_level(wanted.log_level)
@@ -160,7 +186,7 @@ async def _configure(service: Service, request: Request) -> Reply:
     return Reply()
 
 
-async def _events(service: Service, request: Request) -> Reply:
+async def _events(life: Life, request: Request) -> Reply:
     errors = log.recent_errors
     lines = list(errors.lines)
     return _json(
@@ -174,22 +200,15 @@ async def _events(service: Service, request: Request) -> Reply:
     )
 
 
-async def _start(service: Service, request: Request) -> Reply:
-    _no_body(request)
-    service.start()
-    return Reply()
+def _turn(what: Callable[[Life], Awaitable[None]]) -> Callable[[Life, Request], Awaitable[Reply]]:
+    """A route without a body, there and back."""
 
+    async def route(life: Life, request: Request) -> Reply:
+        _no_body(request)
+        await what(life)
+        return Reply()
 
-async def _exit(service: Service, request: Request) -> Reply:
-    _no_body(request)
-    service.exit()
-    return Reply()
-
-
-async def _send_fd(service: Service, request: Request) -> Reply:
-    """Nothing to do: the daemon's own supervisor has the fd since the cache was bound."""
-    _no_body(request)
-    return Reply()
+    return route
 
 
 async def _bind(service: Service, request: Request) -> Reply:
@@ -296,16 +315,21 @@ async def _prometheus(service: Service, request: Request) -> Reply:
     return Reply(metrics.prometheus(service.status()), metrics.PROMETHEUS)
 
 
+LIFE: Final[Mapping[str, Mapping[str, Callable[[Life, Request], Awaitable[Reply]]]]] = {
+    "/api/v1/daemon": {"GET": _info, "PUT": _configure},
+    "/api/v1/daemon/events": {"GET": _events},
+    "/api/v1/daemon/start": {"PUT": _turn(lambda life: life.start())},
+    "/api/v1/daemon/exit": {"PUT": _turn(lambda life: life.exit())},
+    "/api/v1/daemon/fuse/sendfd": {"PUT": _turn(lambda life: life.send_fd())},
+    "/api/v1/daemon/fuse/takeover": {"PUT": _turn(lambda life: life.take_over())},
+    "/api/v2/daemon": {"GET": _info, "PUT": _configure},
+}
+"""What can be asked in every state."""
+
 Route = Callable[[Service, Request], Awaitable[Reply]]
 
 ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
-    "/api/v1/daemon": {"GET": _info, "PUT": _configure},
-    "/api/v1/daemon/events": {"GET": _events},
     "/api/v1/daemon/backend": {"GET": _unsupported},
-    "/api/v1/daemon/start": {"PUT": _start},
-    "/api/v1/daemon/exit": {"PUT": _exit},
-    "/api/v1/daemon/fuse/sendfd": {"PUT": _send_fd},
-    "/api/v1/daemon/fuse/takeover": {"PUT": _unsupported},
     "/api/v1/mount": {"POST": _unsupported, "PUT": _unsupported, "DELETE": _unsupported},
     "/api/v1/metrics": {"GET": _fuse_metrics},
     "/api/v1/metrics/files": {"GET": _fuse_metrics},
@@ -313,7 +337,6 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v1/metrics/inflight": {"GET": _unsupported},
     "/api/v1/metrics/backend": {"GET": _backend_metrics},
     "/api/v1/metrics/blobcache": {"GET": _blobcache_metrics},
-    "/api/v2/daemon": {"GET": _info, "PUT": _configure},
     "/api/v2/blobs": {"GET": _bound, "PUT": _bind, "DELETE": _unbind},
     "/api/v2/images": {"GET": _images, "PUT": _add_image, "DELETE": _remove_image},
     "/api/v2/prefetch": {"GET": _prefetch_status, "PUT": _order_prefetch},

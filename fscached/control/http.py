@@ -276,6 +276,11 @@ def _listen(path: str) -> socket.socket:
     return listener
 
 
+def is_abandoned(path: str) -> bool:
+    """Whether a socket is there and nobody listens on it."""
+    return os.path.exists(path) and not _is_served(path)
+
+
 def _is_served(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         # EAGAIN: somebody listens whose backlog is full.

@@ -20,7 +20,6 @@ from fscached.control import entry as wire
 from fscached.control.http import ApiError
 from fscached.control.messages import (
     Credentials,
-    DaemonInfo,
     ImageInfo,
     ImageStatus,
     ObjectStatus,
@@ -29,7 +28,7 @@ from fscached.control.messages import (
     Totals,
 )
 from fscached.control.metrics import resident_memory_bytes
-from fscached.control.state import Lifecycle, Trigger
+from fscached.control.state import State
 from fscached.control.tracing import Tracing
 from fscached.fill.blob import OpenBlob
 from fscached.fill.objects import Objects
@@ -79,9 +78,9 @@ class ControlService:
         transport: Transport,
         registries: Registries,
         handover: Handover,
-        stop: Callable[[], None],
+        state: Callable[[], State],
     ) -> None:
-        self.lifecycle = Lifecycle()
+        self._state = state
         self._config = config
         self._store = store
         self._images = images
@@ -91,7 +90,6 @@ class ControlService:
         self._transport = transport
         self._registries = registries
         self._handover = handover
-        self._stop = stop
         self._bindings: dict[ObjectKey, Binding] = {}
         self._leaving: set[ObjectKey] = set()
         self._releasing: asyncio.Handle | None = None
@@ -99,25 +97,22 @@ class ControlService:
         self._began = asyncio.get_running_loop().time()
 
     def restore(self) -> None:
-        """Bind again what the predecessor had bound. What cannot be is logged and left out."""
-        for raw in self._handover.load() or []:
-            binding = msgspec.convert(raw, Binding)
+        """Bind what the predecessor has bound, and forget what it has forgotten since this was
+        called last. What cannot be bound is logged and left out."""
+        left = [msgspec.convert(raw, Binding) for raw in self._handover.load() or []]
+        bindings = {ObjectKey(binding.volume, binding.fsid): binding for binding in left}
+        for key in self._bindings.keys() - bindings.keys():
+            del self._bindings[key]
+            self._images.unbind(*key)
+        for key, binding in bindings.items():
+            if self._bindings.get(key) == binding:
+                continue
             try:
                 registration = self._bind(binding, self._image(binding))
-                for key, size_bytes in _sizes(registration):
-                    self._objects.heed(self._transport.offer(key, size_bytes))
+                for blob, size_bytes in _sizes(registration):
+                    self._objects.heed(self._transport.offer(blob, size_bytes))
             except (OSError, ImageError, SourceError) as error:
                 log.error("image %s of the predecessor is lost: %s", binding.fsid[:12], error)
-
-    def info(self) -> DaemonInfo:
-        return DaemonInfo(state=self.lifecycle.state)
-
-    def start(self) -> None:
-        self.lifecycle.fire(Trigger.START)
-
-    def exit(self) -> None:
-        self.lifecycle.fire(Trigger.STOP)
-        self._stop()
 
     async def bind_blob_entry(self, entry: wire.BlobEntry) -> None:
         binding = Binding(entry.domain_id, entry.id, entry=entry)
@@ -173,7 +168,7 @@ class ControlService:
             version=__version__,
             git_commit=version.COMMIT,
             pid=os.getpid(),
-            state=self.lifecycle.state,
+            state=self._state(),
             transport=self._transport.name,
             cache_directory=self._config.cache.directory,
             uptime_s=asyncio.get_running_loop().time() - self._began,

@@ -51,10 +51,14 @@ class Lifecycle:
     def __init__(self) -> None:
         self.state = State.INIT
 
-    def fire(self, trigger: Trigger) -> State:
-        """Change the state; the new one. Raises WrongState and changes nothing."""
+    def check(self, trigger: Trigger) -> State:
+        """The state that a trigger would lead to. Raises WrongState."""
         try:
-            self.state = TRANSITIONS[self.state, trigger]
+            return TRANSITIONS[self.state, trigger]
         except KeyError:
             raise WrongState(self.state, trigger) from None
+
+    def fire(self, trigger: Trigger) -> State:
+        """Change the state; the new one. Raises WrongState and changes nothing."""
+        self.state = self.check(trigger)
         return self.state

@@ -193,6 +193,11 @@ class Transport(Protocol):
         EIO."""
         ...
 
+    def relinquish(self) -> bool:
+        """Close what a successor needs closed before it takes over; whether all of that is closed
+        now: workers may be inside a call on it, ask again. Nothing is drained or answered after."""
+        ...
+
     def close(self) -> None:
         """Close every descriptor. The kernel's cache lives on if somebody else holds its own."""
         ...

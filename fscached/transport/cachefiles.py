@@ -127,6 +127,8 @@ class Cachefiles:
         self._objects: dict[ObjectId, _Object] = {}
         self._lost: list[Event] = []
         self._lock = threading.Lock()
+        self._lingering = 0
+        """Descriptors of closed objects that a worker is still inside a call on."""
 
     @classmethod
     def open(cls, directory: str, device: str = DEVICE) -> Self:
@@ -274,9 +276,13 @@ class Cachefiles:
     def failed(self, object: ObjectId, ticket: Ticket, errno: int) -> None:
         self.done(object, ticket)
 
-    def close(self) -> None:
+    def relinquish(self) -> bool:
         for object in list(self._objects):
             self._drop(object)
+        return not self._lingering
+
+    def close(self) -> None:
+        self.relinquish()
         os.close(self._device)
 
     def _command(self, command: str) -> None:
@@ -406,6 +412,8 @@ class Cachefiles:
             last = opened.closed and not opened.users
         if last:
             os.close(opened.fd)
+            with self._lock:
+                self._lingering -= 1
 
     def _drop(self, object: ObjectId) -> bool:
         """Forget an object; its descriptor closes with its last user."""
@@ -415,6 +423,7 @@ class Cachefiles:
                 return False
             opened.closed = True
             unused = not opened.users
+            self._lingering += not unused
         if unused:
             os.close(opened.fd)
         return True

@@ -243,6 +243,10 @@ class Fanotify:
     def failed(self, object: ObjectId, ticket: Ticket, errno: int) -> None:
         self._answer(ticket, errno if errno in ERRNOS else EIO)
 
+    def relinquish(self) -> bool:
+        """A successor waits for the end of this process: the folder is locked until then."""
+        return True
+
     def close(self) -> None:
         self._folder.close()
         self._epoll.close()

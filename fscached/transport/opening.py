@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from contextlib import suppress
 from functools import partial
@@ -20,6 +21,10 @@ from rafs_v6.bootstrap import Bootstrap
 log = logging.getLogger(__name__)
 
 _DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+class Busy(Missing):
+    """Another process has the kernel's device."""
 
 
 def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
@@ -69,7 +74,8 @@ def _cachefiles(config: Config) -> Cachefiles:
             Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),
         )
     except OSError as error:
-        raise Missing(
+        kind = Busy if error.errno == errno.EBUSY else Missing
+        raise kind(
             f"{config.kernel.device} cannot be used", probe.explain_open_failure(error)
         ) from None
     if not transport.supports_restore:

@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 from fscached.config import Cache, Fetch, Kernel
@@ -146,6 +147,11 @@ def holders(host: Host) -> list[Holder]:
                 what = "an object" if target == _OBJECT else "the device"
                 found.append(Holder(int(directory.name), text_of(directory / "comm").strip(), what))
     return found
+
+
+def has_objects(pid: int) -> bool:
+    """Whether a process has an object of cachefiles open."""
+    return _OBJECT in descriptor_targets(Path("/proc", str(pid)))
 
 
 def served_by(path: str, points: list[MountPoint]) -> str | None:

@@ -169,7 +169,7 @@ def daemon(service: StandInService, config_file: str) -> Iterator[StandInService
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     settings = config.load(config_file)
-    handler = api.routes(cast(api.Service, service))
+    handler = api.routes(cast(api.Life, None), lambda: cast(api.Service, service))
     server = http.Server(settings.api_socket, handler, settings.api)
     asyncio.run_coroutine_threadsafe(server.start(), loop).result(20)
     yield service

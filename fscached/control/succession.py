@@ -1,0 +1,175 @@
+"""How a daemon comes to answer the kernel, and how it makes room for the next one.
+
+nydusd's states, turned by its API. A daemon that begins with the kernel's device is RUNNING before
+anybody can ask. One that is started to follow another is INIT: `takeover` makes it READY with what
+the supervisor keeps, `start` has it answer what its predecessor left unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from fscached.control import custody
+from fscached.control.custody import CustodyError
+from fscached.control.http import ApiError
+from fscached.control.messages import DaemonInfo
+from fscached.control.state import Lifecycle, State, Trigger
+from fscached.failure import Failure
+from fscached.transport import probe
+
+log = logging.getLogger(__name__)
+
+PREDECESSOR_LIMIT_S: Final = 20.0
+"""How long `start` waits for the predecessor's objects to be closed; its caller waits 30 s."""
+PREDECESSOR_PAUSE_S: Final = 0.01
+ORPHAN_S: Final = 60.0
+"""How long a daemon without a parent waits to be told to take over."""
+
+
+class Reign(Protocol):
+    """A daemon that has the kernel's end. Everything is called in the event loop."""
+
+    @property
+    def holdings(self) -> Mapping[str, int]:
+        """Descriptors that must outlive this process, by name."""
+        ...
+
+    def begin(self, takeover: bool) -> None:
+        """Answer the kernel from now on; in a takeover first what the predecessor, all of whose
+        descriptors are closed by now, left unanswered. Raises Failure."""
+        ...
+
+    async def end(self) -> None:
+        """Stop reading what the kernel asks, and close all that a successor would need closed."""
+        ...
+
+
+class Succession:
+    """The life of one daemon. `stop` ends the process soon; `heir` makes a daemon of a
+    predecessor's holdings and raises Failure, OSError or ValueError for what are none."""
+
+    def __init__(
+        self,
+        stop: Callable[[], None],
+        heir: Callable[[dict[str, int]], Reign] | None = None,
+        identity: str | None = None,
+        supervisor: str | None = None,
+    ) -> None:
+        self._lifecycle = Lifecycle()
+        self._stop = stop
+        self._heir = heir
+        self._identity = identity
+        self._supervisor = supervisor
+        self._reign: Reign | None = None
+        self._predecessor = 0
+        self._turn = asyncio.Lock()
+
+    @property
+    def state(self) -> State:
+        """As nydusd names it."""
+        return self._lifecycle.state
+
+    def await_takeover(self) -> None:
+        """Begin without the kernel's end, and end when nobody is left to bring it: a snapshotter
+        that is being stopped starts a daemon that nobody will ever speak to."""
+        parent = os.getppid()
+
+        def look() -> None:
+            if self.state is State.INIT:
+                if os.getppid() != parent or parent == 1:
+                    log.error("nobody has this daemon take over, and its parent is gone: it ends")
+                    self._stop()
+                loop.call_later(ORPHAN_S, look)
+
+        loop = asyncio.get_running_loop()
+        loop.call_later(ORPHAN_S, look)
+
+    def info(self) -> DaemonInfo:
+        """Who is this, and in which state."""
+        return DaemonInfo(state=self.state, id=self._identity, supervisor=self._supervisor)
+
+    def accede(self, reign: Reign, takeover: bool) -> None:
+        """Begin with the kernel's end in hand. Raises Failure."""
+        self._lifecycle.fire(Trigger.TAKEOVER if takeover else Trigger.MOUNT)
+        reign.begin(takeover)
+        self._reign = reign
+        self._lifecycle.fire(Trigger.START)
+
+    async def take_over(self) -> None:
+        """INIT becomes READY: what the supervisor keeps is here, and nothing is answered yet.
+
+        Raises WrongState, ApiError.
+        """
+        async with self._turn:
+            self._lifecycle.check(Trigger.TAKEOVER)
+            if self._supervisor is None or self._heir is None:
+                raise _failed("Restore", "there is no supervisor: start with --id and --supervisor")
+            try:
+                testament, holdings = await custody.collect(self._supervisor)
+                self._reign = self._heir(holdings)
+            except (CustodyError, Failure, OSError, ValueError) as error:
+                log.error("nothing is taken over: %s", error)
+                raise _failed("Restore", str(error)) from None
+            self._predecessor = testament.pid
+            self._lifecycle.fire(Trigger.TAKEOVER)
+            log.info("taken over", extra={"from": testament.pid, "version": testament.version})
+
+    async def start(self) -> None:
+        """READY becomes RUNNING. Raises WrongState, ApiError."""
+        async with self._turn:
+            self._lifecycle.check(Trigger.START)
+            assert self._reign is not None
+            await self._predecessors_end()
+            try:
+                self._reign.begin(takeover=True)
+            except Failure as failure:
+                log.error("cannot start: %s", failure)
+                raise _failed("Start", str(failure)) from None
+            self._lifecycle.fire(Trigger.START)
+
+    async def send_fd(self) -> None:
+        """Leave everything with the supervisor; nothing without one. Raises ApiError."""
+        if self._supervisor is None:
+            return
+        if self._reign is None:
+            what = f"UnexpectedEvent(SendFd): the daemon is {self.state}"
+            raise ApiError(HTTPStatus.BAD_REQUEST, what)
+        try:
+            await custody.leave(self._supervisor, self._reign.holdings)
+        except CustodyError as error:
+            log.error("if this daemon dies now, mounts die with it: %s", error)
+            raise _failed("Save", str(error)) from None
+
+    async def exit(self) -> None:
+        """End after the reply has gone out; what the kernel asks from now on is a successor's.
+
+        Raises WrongState.
+        """
+        async with self._turn:
+            if self.state is State.RUNNING and self._reign is not None:
+                await self._reign.end()
+                self._lifecycle.fire(Trigger.STOP)
+            self._lifecycle.fire(Trigger.STOP)
+            self._stop()
+
+    async def _predecessors_end(self) -> None:
+        """Wait until the predecessor's objects are closed: the kernel gives an object's READs to
+        nobody else while somebody has it open."""
+        limit_s = asyncio.get_running_loop().time() + PREDECESSOR_LIMIT_S
+        while await asyncio.to_thread(probe.has_objects, self._predecessor):
+            if asyncio.get_running_loop().time() > limit_s:
+                log.error(
+                    "process %d still has objects open: their readers wait until it ends",
+                    self._predecessor,
+                )
+                return
+            await asyncio.sleep(PREDECESSOR_PAUSE_S)
+
+
+def _failed(what: str, why: str) -> ApiError:
+    return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"{what}(DaemonAbnormal(Other({why!r})))")

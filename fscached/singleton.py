@@ -1,0 +1,142 @@
+"""`fscached singleton`: a daemon in nydusd's place, begun and ended by nydus-snapshotter.
+
+Who keeps the kernel's device is the snapshotter, where it was given a supervisor; a service
+manager is not asked, since the one there may be is the snapshotter's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import uvloop
+
+from fscached import config as settings
+from fscached import config_text, daemon, standalone
+from fscached.config import Config
+from fscached.config_text import ConfigError
+from fscached.control import entry, http
+from fscached.control.entry import BlobEntry
+from fscached.failure import Failure, Missing
+from fscached.handover import Handover
+from fscached.transport import opening, probe
+from fscached.transport.cachefiles import allow_descriptors
+
+log = logging.getLogger(__name__)
+
+ENDING_LIMIT_S: Final = 5.0
+"""From the signal to the end, whatever hangs: the snapshotter waits for it without a limit."""
+
+
+class Order(NamedTuple):
+    """What nydusd's command line says, as far as it means something here."""
+
+    fscache: str
+    apisock: str
+    config: str | None = None
+    tag: str | None = None
+    identity: str | None = None
+    supervisor: str | None = None
+    upgrade: bool = False
+    log_level: str | None = None
+    log_file: str | None = None
+    descriptors: int | None = None
+    """None: as many as are needed; 0: as they are."""
+
+
+def main(order: Order) -> int:
+    """Serve until SIGTERM, SIGINT or the API's `exit`; the exit code.
+
+    Raises Failure when the daemon cannot begin.
+    """
+    config, entries = configured(order)
+    standalone.begin_log(config)
+    try:
+        return _run(config, entries, order)
+    except Failure as failure:
+        log.error("cannot begin: %s", failure)
+        raise
+
+
+def _run(config: Config, entries: list[BlobEntry], order: Order) -> int:
+    if not Path(order.fscache).is_dir():
+        raise Missing(f"--fscache {order.fscache}: no such directory", "make it, or name another")
+    if order.descriptors != 0:
+        needed = probe.descriptors(config.cache, config.kernel)
+        allow_descriptors(order.descriptors or needed)
+    standalone.make_directories(config)
+    uvloop.run(
+        daemon.serve(
+            config,
+            None if order.upgrade else _beginning(config, order),
+            identity=order.identity,
+            supervisor=order.supervisor,
+            entries=entries,
+            stopped=_end_soon,
+        )
+    )
+    return 0
+
+
+def _beginning(config: Config, order: Order) -> daemon.Beginning | None:
+    """The device, or None when a predecessor has died and somebody keeps it: nydusd too tells the
+    one from a device in use by the predecessor's socket, which nobody listens on."""
+    try:
+        return daemon.Beginning(opening.anew(config), Handover(), takeover=False)
+    except opening.Busy:
+        if order.supervisor is None or not http.is_abandoned(config.api_socket):
+            raise
+    log.info("the device is kept for us: to take over", extra={"supervisor": order.supervisor})
+    return None
+
+
+def configured(order: Order) -> tuple[Config, list[BlobEntry]]:
+    """The configuration of this machine, where the command line says nothing else. Raises
+    ConfigError."""
+    given, entries = order.config, list[BlobEntry]()
+    if given is not None and (listed := _entries(given)) is not None:
+        given, entries = None, listed
+    config = settings.load(given)
+    replace = msgspec.structs.replace
+    changed = replace(
+        config,
+        cache=replace(
+            config.cache,
+            directory=os.path.abspath(order.fscache),
+            tag=order.tag or config.cache.tag,
+        ),
+        kernel=replace(config.kernel, transport="cachefiles"),
+        api=replace(config.api, socket=os.path.abspath(order.apisock)),
+        log=replace(
+            config.log,
+            level=order.log_level or config.log.level,
+            file=os.path.abspath(order.log_file) if order.log_file else config.log.file,
+        ),
+    )
+    return changed, entries
+
+
+class _Entries(msgspec.Struct, frozen=True):
+    blobs: list[msgspec.Raw] | None = None
+
+
+def _entries(path: str) -> list[BlobEntry] | None:
+    """The images of a file `{"blobs": [...]}`; None for a file that is a configuration."""
+    text = config_text.read(path)
+    if not config_text.is_json(text):
+        return None
+    try:
+        listed = msgspec.json.decode(text, type=_Entries).blobs
+        return None if listed is None else [entry.parse(bytes(raw)) for raw in listed]
+    except (msgspec.DecodeError, entry.InvalidEntry) as error:
+        raise ConfigError(f"{path}: {error}", "give blobs as in nydusd's API") from None
+
+
+def _end_soon() -> None:
+    timer = threading.Timer(ENDING_LIMIT_S, os._exit, [0])
+    timer.daemon = True
+    timer.start()
