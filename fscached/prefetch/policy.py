@@ -86,20 +86,15 @@ def _melted(window: list[Range], gap_bytes: int) -> Iterator[Range]:
         yield at
 
 
-class _Stream(NamedTuple):
-    """A reader: bytes [first, at) of a blob without a gap."""
-
-    blob_id: str
-    first: int
-    at: int
-
-
 class Streams:
     """Who reads on where they stopped; `ahead_bytes` is how far to be in front of them."""
 
     def __init__(self, ahead_bytes: int) -> None:
         self._ahead_bytes = ahead_bytes
-        self._streams: OrderedDict[tuple[str, int], _Stream] = OrderedDict()
+        self._begins: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """Of each reader where it began, by blob and where it stopped."""
+        self._proven: OrderedDict[tuple[str, int], int] = OrderedDict()
+        """As much, of sequential readers alone: of random ones there are many more."""
 
     def read(self, blob_id: str, start: int, end: int) -> bool:
         """A READ that the kernel sent. True: it is of a sequential reader.
@@ -107,38 +102,37 @@ class Streams:
         What is resident is read unasked, so the next READ of one comes where what was brought for
         it ends, or where it stopped.
         """
-        found = next(
-            (
-                stream
-                for stream in reversed(self._streams.values())
-                if stream.blob_id == blob_id and stream.at <= start <= self._reach(stream)
-            ),
-            None,
-        )
-        first = start
-        if found is not None:
-            del self._streams[blob_id, found.first]
-            first = found.first
-        stream = _Stream(blob_id, first, end)
-        self._streams[blob_id, first] = stream
-        self._streams.move_to_end((blob_id, first))
-        if len(self._streams) > STREAM_LIMIT:
-            self._streams.popitem(last=False)
-        return self._ahead(stream) > 0
+        stopped = blob_id, start
+        first = self._begins.pop(stopped, None)
+        if first is None and self._proven:
+            stopped = self._led(blob_id, start) or stopped
+            first = self._begins.pop(stopped, None)
+        if first is None:
+            first = start
+        self._proven.pop(stopped, None)
+        self._begins[blob_id, end] = first
+        if len(self._begins) > STREAM_LIMIT:
+            self._proven.pop(self._begins.popitem(last=False)[0], None)
+        if end - first < PROVEN_BYTES:
+            return False
+        self._proven[blob_id, end] = first
+        return True
 
     def ranges(self) -> Iterator[Range]:
         """What comes next for each, who has read last first."""
-        for stream in reversed(self._streams.values()):
-            if ahead := self._ahead(stream):
-                yield Range(stream.blob_id, stream.at, stream.at + ahead)
+        for (blob_id, at), first in reversed(self._proven.items()):
+            yield Range(blob_id, at, at + self._ahead(first, at))
 
-    def _ahead(self, stream: _Stream) -> int:
-        """As much as it has read, once that is enough."""
-        done = stream.at - stream.first
-        return min(done, self._ahead_bytes) if done >= PROVEN_BYTES else 0
+    def _led(self, blob_id: str, start: int) -> tuple[str, int] | None:
+        """The reader for whom these bytes were to be brought."""
+        for (known, at), first in reversed(self._proven.items()):
+            if known == blob_id and at <= start <= at + self._ahead(first, at):
+                return known, at
+        return None
 
-    def _reach(self, stream: _Stream) -> int:
-        return stream.at + self._ahead(stream)
+    def _ahead(self, first: int, at: int) -> int:
+        """As much as it has read."""
+        return min(at - first, self._ahead_bytes)
 
 
 class Agenda:
