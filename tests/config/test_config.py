@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fscached import config, config_text, manual
@@ -125,6 +125,7 @@ def test_every_key_says_what_it_is_and_every_number_has_limits() -> None:
                 assert meta.le is not None or meta.lt is not None, field.name
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     path=st.text(st.characters(min_codepoint=32, exclude_categories=["Cs"])),
     registries=st.lists(

@@ -129,6 +129,11 @@ class Node:
         self.config.write_text("\n".join(lines))
 
     @property
+    def program(self) -> list[str]:
+        """The command line."""
+        return [sys.executable, "-m", "fscached"]
+
+    @property
     def client(self) -> Client:
         return Client(str(self.root / "run/api.sock"), 10.0)
 
@@ -189,7 +194,7 @@ class Node:
     def fscached(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One verb of the command line."""
         verb, *rest = map(str, words)
-        command = [sys.executable, "-m", "fscached", verb, "--config", str(self.config), *rest]
+        command = [*self.program, verb, "--config", str(self.config), *rest]
         return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
 
     def mount(self, reference: str, name: str = "mnt") -> Path:
