@@ -202,7 +202,7 @@ async def test_a_nearly_full_disk_stops_it_and_space_lets_it_go_on(desk: Make, c
 
 async def test_a_write_that_finds_no_space_stops_it_too(desk: Make, caplog):
     """A quota is nothing that statvfs(3) knows."""
-    it = desk([CHUNK] * 8, range_bytes=CHUNK)
+    it = desk([CHUNK] * 8, {"concurrency": 1}, range_bytes=CHUNK)
     it.here.kernel.write_errors = [OutOfSpace(122, "quota") for _ in range(6)]
     await it.here.kernel.open(KEY)
     await until(lambda: not it.here.kernel.write_errors)
