@@ -279,6 +279,7 @@ async def test_a_run_is_recorded_and_known_to_the_next_daemon(desk: Make, tmp_pa
     here.kernel.umount(KEY)
     await until(lambda: it.traces.load(IMAGE.cookie))
     assert it.traces.load(IMAGE.cookie) == present
+    await until(lambda: len(list((tmp_path / "traces").iterdir())) == 1)
     (file,) = (tmp_path / "traces").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     await here.kernel.open(KEY)
