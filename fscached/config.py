@@ -15,39 +15,30 @@ import msgspec
 from msgspec import Meta
 
 from fscached import config_text
+from fscached.config_source import Mirror as Mirror
+from fscached.config_source import Peer as Peer
+from fscached.config_source import Proxy as Proxy
+from fscached.config_source import Source as Source
+from fscached.config_table import ABSOLUTE, ABSOLUTE_OR_EMPTY, GIB, MIB
+from fscached.config_table import KIB as KIB
+from fscached.config_table import Table as Table
 from fscached.config_text import ConfigError
 
 DEFAULT_PATH: Final = Path("/etc/fscached/fscached.toml")
 
-KIB: Final = 1 << 10
-MIB: Final = 1 << 20
-GIB: Final = 1 << 30
-
-_ABSOLUTE: Final = r"^/[^\x00-\x1f]*\Z"
-_ABSOLUTE_OR_EMPTY: Final = r"^(/[^\x00-\x1f]*)?\Z"
 # A name of the kernel's: no slash (it becomes a directory name), no comma (a mount option's end).
 _NAME: Final = r"^[A-Za-z0-9_.-]+\Z"
 _NAME_OR_EMPTY: Final = r"^[A-Za-z0-9_.-]*\Z"
-# No user, no path, no query.
-_ADDRESS: Final = r"^https?://[A-Za-z0-9._:\[\]-]+\Z"
-_ADDRESS_OR_EMPTY: Final = r"^(https?://[A-Za-z0-9._:\[\]-]+)?\Z"
-_URL_OR_EMPTY: Final = r"^(https?://[^\s@\x00-\x20\x7f]+)?\Z"
-_HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z", max_length=256)]
-_HeaderValue = Annotated[str, Meta(pattern=r"^[\x20-\x7e]*\Z", max_length=8192)]
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One table of the file. Values are checked when it is read, not when it is made in code."""
 
 
 class Paths(Table, frozen=True):
     """Directories of the daemon; both are made when missing, readable by root alone."""
 
     runtime_directory: Annotated[
-        str, Meta(pattern=_ABSOLUTE, description="API socket and locks; lost at reboot.")
+        str, Meta(pattern=ABSOLUTE, description="API socket and locks; lost at reboot.")
     ] = "/run/fscached"
     state_directory: Annotated[
-        str, Meta(pattern=_ABSOLUTE, description="Verified bootstraps and blob metas.")
+        str, Meta(pattern=ABSOLUTE, description="Verified bootstraps and blob metas.")
     ] = "/var/lib/fscached/state"
 
 
@@ -57,7 +48,7 @@ class Cache(Table, frozen=True):
     directory: Annotated[
         str,
         Meta(
-            pattern=_ABSOLUTE,
+            pattern=ABSOLUTE,
             description="On ext4, xfs or btrfs: direct I/O, SEEK_HOLE, O_TMPFILE, user xattrs.",
         ),
     ] = "/var/lib/fscached/cache"
@@ -101,6 +92,26 @@ class Cache(Table, frozen=True):
             description="Fewer free files than this: nothing is stored, new mounts fail.",
         ),
     ] = 1
+    budget_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 60,
+            description="What all cache files together may take of the disk; above it go whole"
+            " files that no image needs, those not used for longest first. 0: no budget.",
+        ),
+    ] = 0
+    orphan_age_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="Files of no image that is known are deleted when not used for this long.",
+        ),
+    ] = 3600.0
+    sweep_interval_s: Annotated[
+        float, Meta(ge=1, le=86_400, description="Between looks at budget, free space, orphans.")
+    ] = 60.0
     images: Annotated[int, Meta(ge=1, le=100_000, description="Images registered at once.")] = 2048
     open_objects: Annotated[
         int, Meta(ge=1, le=1_000_000, description="Objects the kernel may have open at once.")
@@ -118,7 +129,7 @@ class Kernel(Table, frozen=True):
     """How the kernel asks."""
 
     device: Annotated[
-        str, Meta(pattern=_ABSOLUTE, description="The cachefiles device; one opener at a time.")
+        str, Meta(pattern=ABSOLUTE, description="The cachefiles device; one opener at a time.")
     ] = "/dev/cachefiles"
     transport: Annotated[
         Literal["auto", "cachefiles", "fanotify"],
@@ -205,180 +216,6 @@ class Fetch(Table, frozen=True):
             raise ValueError("Expected deadline_s <= outage_limit_s")
 
 
-class Peer(Table, frozen=True, kw_only=True):
-    """What is known of any server that is asked before a registry."""
-
-    ping_url: Annotated[
-        str,
-        Meta(pattern=_URL_OR_EMPTY, description="Asked while it is down; empty: reads find out."),
-    ] = ""
-    ping_interval_s: Annotated[
-        float, Meta(ge=0.1, le=3600, description="Between pings, and the least pause.")
-    ] = 5.0
-    failure_limit: Annotated[
-        int, Meta(ge=1, le=1000, description="Failures in a row, then it is down.")
-    ] = 5
-    timeout_s: Annotated[
-        float, Meta(ge=1, le=300, description="A MiB slower than this is asked elsewhere.")
-    ] = 5.0
-
-
-class Mirror(Peer, frozen=True, kw_only=True):
-    """A server with a registry's blobs: a Dragonfly peer, or any registry mirror."""
-
-    host: Annotated[str, Meta(pattern=_ADDRESS, description="http[s]://host[:port].")]
-    headers: Annotated[
-        dict[_HeaderName, _HeaderValue],
-        Meta(max_length=64, description="Sent with each request; ours of the same name are not."),
-    ] = {}
-    authorization: Annotated[
-        bool, Meta(description="It gets the registry's tokens and passwords too.")
-    ] = False
-
-    def __repr__(self) -> str:
-        return f"Mirror(host={self.host!r})"
-
-
-class Proxy(Peer, frozen=True, kw_only=True):
-    """A Dragonfly peer that is an HTTP proxy."""
-
-    url: Annotated[
-        str, Meta(pattern=_ADDRESS_OR_EMPTY, description="http://host[:port]; empty: none.")
-    ] = ""
-    use_http: Annotated[
-        bool, Meta(description="Registries are asked by http through it: it speaks https.")
-    ] = False
-    ca_file: Annotated[
-        str,
-        Meta(pattern=_ABSOLUTE_OR_EMPTY, description="PEM file: who signs what it opens TLS with."),
-    ] = ""
-    fallback: Annotated[bool, Meta(description="When it fails, the registry is asked.")] = True
-
-
-class Source(Table, frozen=True):
-    """Registries, who is asked before them, and how patient to be with all of them."""
-
-    connect_timeout_s: Annotated[
-        float, Meta(gt=0, le=300, description="To a connection, TLS included.")
-    ] = 5.0
-    stall_timeout_s: Annotated[
-        float, Meta(gt=0, le=300, description="Without one byte: the transfer is begun elsewhere.")
-    ] = 10.0
-    demand_connections: Annotated[
-        int, Meta(ge=1, le=1024, description="Transfers at once for readers that wait.")
-    ] = 16
-    prefetch_connections: Annotated[
-        int, Meta(ge=1, le=1024, description="Transfers at once for prefetch.")
-    ] = 2
-    retries: Annotated[
-        int, Meta(ge=0, le=100, description="Further tries of one transfer, within its deadline.")
-    ] = 5
-    retry_pause_s: Annotated[
-        float,
-        # Tries go on until a deadline: without a pause they would be a flood.
-        Meta(ge=0.01, le=60, description="Before the first further try; doubles, with jitter."),
-    ] = 0.1
-    retry_pause_limit_s: Annotated[
-        float, Meta(ge=0.01, le=600, description="The pause doubles up to this.")
-    ] = 5.0
-    host_retries_s: Annotated[
-        float,
-        Meta(
-            ge=0.1,
-            le=10_000,
-            description="Further tries at one host per second, of all reads together; more as it"
-            " answers.",
-        ),
-    ] = 10.0
-    manifest_limit_bytes: Annotated[
-        int, Meta(ge=4 * KIB, le=64 * MIB, description="A larger manifest or index is refused.")
-    ] = 4 * MIB
-    bootstrap_limit_bytes: Annotated[
-        int, Meta(ge=1 * MIB, le=4 * GIB, description="A larger bootstrap or blob meta is refused.")
-    ] = 512 * MIB
-    mount_deadline_s: Annotated[
-        float,
-        # Our own clients wait 300 s for a reply: what they gave up must not be mounted later.
-        Meta(gt=0, le=240, description="For manifest and bootstrap of an image, with all tries."),
-    ] = 120.0
-    insecure_registries: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
-        Meta(
-            max_length=1024,
-            description="host or host:port of registries without TLS (http); `*`: all.",
-        ),
-    ] = ()
-    verify_tls: Annotated[
-        bool, Meta(description="Check the certificates of registries. Leave it on.")
-    ] = True
-    ca_files: Annotated[
-        tuple[Annotated[str, Meta(pattern=_ABSOLUTE)], ...],
-        Meta(max_length=64, description="PEM files of authorities to trust beside the system's."),
-    ] = ()
-    certs_directory: Annotated[
-        str,
-        Meta(
-            pattern=_ABSOLUTE_OR_EMPTY,
-            description="As docker's /etc/docker/certs.d: HOST:PORT/*.crt are one registry's"
-            " authorities.",
-        ),
-    ] = ""
-    http_proxy: Annotated[
-        str,
-        Meta(
-            pattern=r"^(http://[^/@\s]+)?\Z",
-            description="http://host:port of the network's HTTP proxy; empty: none.",
-        ),
-    ] = ""
-    no_proxy: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
-        Meta(
-            max_length=1024,
-            description="Reached without it: domains, addresses, networks, each with or without"
-            " :port.",
-        ),
-    ] = ()
-    docker_config: Annotated[
-        str,
-        Meta(
-            pattern=_ABSOLUTE_OR_EMPTY,
-            description="docker's config.json with credentials, or the directory of a mounted"
-            " kubernetes.io/dockerconfigjson secret; empty: none.",
-        ),
-    ] = ""
-    mirrors: Annotated[
-        tuple[Mirror, ...],
-        Meta(max_length=16, description="Asked before the registry, in this order."),
-    ] = ()
-    proxy: Annotated[
-        Proxy, Meta(description="A Dragonfly peer as HTTP proxy, asked after the mirrors.")
-    ] = Proxy()
-    ping_pause_s: Annotated[
-        float, Meta(ge=1, le=86_400, description="Nobody reads for this long: pings pause.")
-    ] = 300.0
-    distrust_s: Annotated[
-        float,
-        Meta(ge=1, le=86_400, description="Who gave wrong bytes of an image is set aside so long."),
-    ] = 600.0
-    credential_provider_config: Annotated[
-        str,
-        Meta(
-            pattern=_ABSOLUTE_OR_EMPTY,
-            description="kubelet's CredentialProviderConfig; empty: none.",
-        ),
-    ] = ""
-    credential_provider_directory: Annotated[
-        str,
-        Meta(pattern=_ABSOLUTE_OR_EMPTY, description="Where the programs of these providers are."),
-    ] = ""
-
-    def __post_init__(self) -> None:
-        if bool(self.credential_provider_config) != bool(self.credential_provider_directory):
-            raise ValueError(
-                "Expected credential_provider_config and credential_provider_directory together"
-            )
-
-
 class Prefetch(Table, frozen=True):
     """What is brought of a mounted image before anybody asks. Demand counts to the bandwidth."""
 
@@ -448,7 +285,7 @@ class Api(Table, frozen=True):
     socket: Annotated[
         str,
         Meta(
-            pattern=_ABSOLUTE_OR_EMPTY,
+            pattern=ABSOLUTE_OR_EMPTY,
             max_length=100,
             description="Empty: api.sock in the runtime directory.",
         ),
@@ -471,9 +308,7 @@ class Log(Table, frozen=True):
         Literal["off", "error", "warn", "info", "debug", "trace"],
         Meta(description="This and worse."),
     ] = "info"
-    file: Annotated[str, Meta(pattern=_ABSOLUTE_OR_EMPTY, description="Empty: standard error.")] = (
-        ""
-    )
+    file: Annotated[str, Meta(pattern=ABSOLUTE_OR_EMPTY, description="Empty: standard error.")] = ""
 
 
 class Config(Table, frozen=True):

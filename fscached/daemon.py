@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from fscached.config import Config
 from fscached.control.api import routes
+from fscached.control.cache import looker
 from fscached.control.entry import BlobEntry as BlobCacheEntry
 from fscached.control.http import Server
 from fscached.control.service import ControlService
 from fscached.control.state import State
 from fscached.control.succession import Succession
+from fscached.culling.service import Culling
 from fscached.failure import Failure
 from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
@@ -78,6 +80,9 @@ class Daemon:
         traces = Traces(Path(config.paths.state_directory, "traces"))
         self._prefetch = Service(_means(config, self._registries), traces, LoopClock())
         self.objects.on_blob = _prefetcher(self.images, self._prefetch)
+        self._housekeeper = Crew(1, self._crew.pool)
+        look = looker(self.images, self.objects)
+        self._culling = Culling(config.cache, transport, store, self._housekeeper, look)
         self.service = ControlService(
             config,
             store,
@@ -87,6 +92,7 @@ class Daemon:
             transport,
             self._registries,
             handover,
+            self._culling,
             state,
         )
         self.service.restore()
@@ -97,6 +103,7 @@ class Daemon:
         if takeover:
             _take_over(self._transport)
         self._drain()
+        self._culling.begin()
         asyncio.get_running_loop().add_reader(self._transport.fileno(), self._drain)
         # What start-up made stays: looking through it again and again would make readers wait.
         gc.freeze()
@@ -106,6 +113,7 @@ class Daemon:
         """See Reign."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._transport.fileno())
+        self._culling.end()
         self.objects.close()
         limit_s = loop.time() + ENDING_LIMIT_S
         while not self._transport.relinquish():
@@ -119,8 +127,10 @@ class Daemon:
         log.info("ending", extra={"reads_waiting": self.objects.waiting})
         asyncio.get_running_loop().remove_reader(self._transport.fileno())
         await self._prefetch.close()
+        self._culling.end()
         self.objects.close()
         await self._registries.close()
+        self._housekeeper.close()
         self._crew.close()
 
     def _drain(self) -> None:

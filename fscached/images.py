@@ -115,6 +115,10 @@ class Images:
         """The registrations that have a blob."""
         return [registration for registration, _ in self._by_blob.get(key, {}).values()]
 
+    def keys(self) -> frozenset[ObjectKey]:
+        """Of all bootstraps and blobs."""
+        return frozenset((*self._by_key, *self._by_blob))
+
     def owner(self, key: ObjectKey) -> tuple[Registration, BlobEntry] | None:
         """The registration that serves a blob now, and what it says of it."""
         return next(iter(self._by_blob.get(key, {}).values()), None)

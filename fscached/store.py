@@ -14,14 +14,15 @@ import json
 import logging
 import mmap
 import os
+import shutil
 import struct
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 from fscached.source import Priority, Source
 from rafs_v6 import ImageError
@@ -54,6 +55,16 @@ class Image:
     def identity(self) -> str:
         """What tells it from all other images, on any node: its bootstrap's sha256."""
         return self.digest or self.fsid
+
+
+class Known(NamedTuple):
+    """An image that was adopted here, without a look at its bootstrap. `adopted_s`: when, in
+    seconds since 1970."""
+
+    fsid: str
+    reference: str
+    blob_ids: frozenset[str]
+    adopted_s: float
 
 
 def bootstrap_layer(manifest: Mapping[str, Any]) -> tuple[str, int, frozenset[str]]:
@@ -201,7 +212,11 @@ class Store:
         directory = self._images / fsid
         directory.mkdir(mode=0o700, exist_ok=True)
         replace(directory / "image.boot", bootstrap)
-        record = {"reference": reference, "manifest_digest": manifest_digest}
+        record = {
+            "reference": reference,
+            "manifest_digest": manifest_digest,
+            "blobs": [entry.blob_id for entry in blobs],
+        }
         replace(directory / "image.json", json.dumps(record).encode())
         return Image(
             reference, manifest_digest, fsid, directory / "image.boot", len(bootstrap), blobs
@@ -228,12 +243,37 @@ class Store:
 
     def find(self, reference: str) -> Image | None:
         """The image adopted last for a reference."""
-        newest: tuple[float, str] | None = None
+        found = [image for image in self.known() if image.reference == reference]
+        newest = max(found, key=lambda image: (image.adopted_s, image.fsid), default=None)
+        return self.load(newest.fsid) if newest else None
+
+    def bootstrap(self, fsid: str) -> Path:
+        """Where the bootstrap of an image lies."""
+        return self._images / fsid / "image.boot"
+
+    def known(self) -> Iterator[Known]:
+        """All images adopted here. What cannot be read is none."""
         for path in self._images.glob("*/image.json"):
             with suppress(OSError, ValueError, KeyError):
-                if json.loads(path.read_bytes())["reference"] == reference:
-                    newest = max(newest or (0.0, ""), (path.stat().st_mtime, path.parent.name))
-        return self.load(newest[1]) if newest else None
+                record = json.loads(path.read_bytes())
+                blob_ids, adopted_s = frozenset(record["blobs"]), path.stat().st_mtime
+                yield Known(path.parent.name, record["reference"], blob_ids, adopted_s)
+
+    def forget(self, fsid: str) -> None:
+        """Delete an image. One that is mounted from its bootstrap's file must stay."""
+        # The record first: without it there is no image.
+        (self._images / fsid / "image.json").unlink(missing_ok=True)
+        shutil.rmtree(self._images / fsid, ignore_errors=True)
+
+    def metas(self) -> Iterator[tuple[str, float]]:
+        """Ids of the blobs whose chunk map is kept, and since when, in seconds since 1970."""
+        for path in self._blobs.glob("[!.]*.meta"):
+            with suppress(FileNotFoundError):
+                yield path.stem, path.stat().st_mtime
+
+    def forget_meta(self, blob_id: str) -> None:
+        """Delete a blob's chunk map: it is fetched again when it is wanted."""
+        (self._blobs / f"{blob_id}.meta").unlink(missing_ok=True)
 
     async def chunks(
         self, image: Image, entry: BlobEntry, source: Source, verify: bool, deadline_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from fscached.cli import Subparsers, _daemon
@@ -66,7 +66,7 @@ def text(status: dict[str, Any]) -> Iterator[str]:
         yield "no images; `fscached mount REF DIR` adds one"
         return
     yield ""
-    yield from _table([COLUMNS, *(row for image in status["images"] for row in _rows(image))])
+    yield from table([COLUMNS, *(row for image in status["images"] for row in _rows(image))])
     yield from filter(None, map(_sources, status["images"]))
 
 
@@ -139,8 +139,12 @@ def _sum(objects: Iterable[dict[str, Any]], key: str) -> int:
     return sum(item[key] for item in objects)
 
 
-def _table(rows: list[tuple[str, ...]]) -> Iterator[str]:
+def table(rows: list[tuple[str, ...]], left: Container[int] = (0,)) -> Iterator[str]:
+    """Lines with the columns below each other; those in `left` begin where the others end."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join([f"{first:<{widths[0]}}", *cells])
+    for row in rows:
+        cells = [
+            f"{cell:<{width}}" if number in left else f"{cell:>{width}}"
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells)

@@ -17,6 +17,9 @@ from fscached.control import entry, metrics
 from fscached.control.http import ApiError, Handler, Reply, Request
 from fscached.control.messages import (
     AddImage,
+    CacheListing,
+    Collected,
+    CollectGarbage,
     Credentials,
     DaemonInfo,
     Events,
@@ -88,6 +91,23 @@ class Life(Protocol):
         ...
 
 
+class Cache(Protocol):
+    """The cache files. Everything is called on the event loop, and may raise what a Service may."""
+
+    def cull(self, blob_id: str) -> None:
+        """Have the files of a blob or bootstrap deleted as soon as nobody needs them. Nothing found
+        is no error."""
+        ...
+
+    async def listing(self) -> CacheListing:
+        """All files."""
+        ...
+
+    async def collect(self, wanted: CollectGarbage) -> Collected:
+        """Delete what need not be there."""
+        ...
+
+
 class Service(Protocol):
     """What the daemon does for people and tools. Everything is called on the event loop.
 
@@ -98,6 +118,11 @@ class Service(Protocol):
     @property
     def traces(self) -> Traces:
         """Whoever knows how images are read."""
+        ...
+
+    @property
+    def cache(self) -> Cache:
+        """What lies on the disk."""
         ...
 
     def status(self) -> Status:
@@ -112,10 +137,6 @@ class Service(Protocol):
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
         """Forget an entry, or with an empty `blob_id` all entries of the domain. Open objects
         keep working. False when there was none."""
-        ...
-
-    async def cull(self, blob_id: str) -> None:
-        """Delete a cache file. Nothing found is no error."""
         ...
 
     async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
@@ -225,7 +246,7 @@ async def _unbind(service: Service, request: Request) -> Reply:
     if not domain_id and not blob_id:
         raise _bad("QueryString: give domain_id, blob_id, or both")
     if not domain_id:
-        await service.cull(blob_id)
+        service.cache.cull(blob_id)
     elif not await service.unbind(domain_id, blob_id) and blob_id:
         raise ApiError(
             HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -307,6 +328,14 @@ async def _record_trace(service: Service, request: Request) -> Reply:
     return _json(await service.traces.record(_parsed(request, RecordTrace)))
 
 
+async def _cache(service: Service, request: Request) -> Reply:
+    return _json(await service.cache.listing())
+
+
+async def _collect(service: Service, request: Request) -> Reply:
+    return _json(await service.cache.collect(_parsed(request, CollectGarbage)))
+
+
 async def _status(service: Service, request: Request) -> Reply:
     return _json(service.status())
 
@@ -340,6 +369,8 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v2/blobs": {"GET": _bound, "PUT": _bind, "DELETE": _unbind},
     "/api/v2/images": {"GET": _images, "PUT": _add_image, "DELETE": _remove_image},
     "/api/v2/prefetch": {"GET": _prefetch_status, "PUT": _order_prefetch},
+    "/api/v2/cache": {"GET": _cache},
+    "/api/v2/cache/gc": {"PUT": _collect},
     "/api/v2/status": {"GET": _status},
     "/api/v2/traces": {"GET": _trace, "PUT": _adopt_trace, "DELETE": _forget_trace},
     "/api/v2/traces/record": {"PUT": _record_trace},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -162,6 +162,74 @@ class Totals(msgspec.Struct, frozen=True):
     source_errors: int = 0
 
 
+class CacheStatus(msgspec.Struct, frozen=True):
+    """What the cache takes of the disk, as the last look found it, and what was deleted since the
+    daemon started. `budget_bytes` 0 is none; `excess_bytes` are too much and in use;
+    `culls_waiting` are cookies whose files are deleted when nobody has them in use."""
+
+    used_bytes: int = 0
+    budget_bytes: int = 0
+    excess_bytes: int = 0
+    files: int = 0
+    culled_files: int = 0
+    culled_bytes: int = 0
+    culls_waiting: int = 0
+
+
+class CacheFileInfo(msgspec.Struct, frozen=True):
+    """One cache file. `state`: `bound` (an image that is bound needs it), `idle` (an image that was
+    pulled here does, and may be mounted again) or `orphan`. An empty `path`: it has no name before
+    its first CLOSE. `images` are references, or fsids of images that a snapshotter bound;
+    `bootstrap` is the file of one of them. `used_s`: seconds since 1970."""
+
+    volume: str
+    cookie: str
+    kind: Literal["bootstrap", "blob", ""]
+    state: Literal["bound", "idle", "orphan"]
+    open: bool
+    size_bytes: int
+    allocated_bytes: int
+    used_s: float
+    path: str
+    images: list[str]
+    bootstrap: str = ""
+
+
+class CacheListing(msgspec.Struct, frozen=True):
+    """Reply of `GET /api/v2/cache`: all cache files, those used last first."""
+
+    directory: str
+    used_bytes: int
+    budget_bytes: int
+    files: list[CacheFileInfo]
+
+
+class CollectGarbage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /api/v2/cache/gc`. `all_idle`: everything that no bound image needs, not only
+    orphans and what is over the budget. `dry_run`: only say what would go."""
+
+    all_idle: bool = False
+    dry_run: bool = False
+
+
+class CulledFile(msgspec.Struct, frozen=True):
+    """A cache file that is gone. `why`: `asked for`, `orphan` or `budget`."""
+
+    volume: str
+    cookie: str
+    allocated_bytes: int
+    why: str
+
+
+class Collected(msgspec.Struct, frozen=True):
+    """Reply of `PUT /api/v2/cache/gc`. `busy` files stay: somebody has them open."""
+
+    culled: list[CulledFile]
+    busy: list[CulledFile]
+    used_bytes: int
+    excess_bytes: int
+
+
 class Status(msgspec.Struct, frozen=True):
     """Reply of `GET /api/v2/status`: what `fscached status` prints. `given` are all bytes of blobs
     by who gave them."""
@@ -177,6 +245,7 @@ class Status(msgspec.Struct, frozen=True):
     totals: Totals
     images: list[ImageStatus]
     given: dict[str, int] = {}
+    cache: CacheStatus = CacheStatus()
 
 
 class KnownTrace(msgspec.Struct, frozen=True):

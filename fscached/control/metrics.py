@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from fscached.control.messages import ImageStatus, ObjectStatus, Status, Totals
+from fscached.control.messages import CacheStatus, ImageStatus, ObjectStatus, Status, Totals
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -26,6 +26,16 @@ _HELP: Final = {
     "written_bytes": "Bytes written to cache files.",
     "bad_chunks": "Chunks whose digest was wrong; never written.",
     "source_errors": "Transfers that failed after all their tries.",
+}
+
+_CACHE_HELP: Final = {
+    "used_bytes": "What cache files take of the disk, those without a name too.",
+    "budget_bytes": "What they may take; 0: no budget.",
+    "excess_bytes": "What is too much, and all in use.",
+    "files": "Cache files.",
+    "culled_files": "Cache files deleted.",
+    "culled_bytes": "What they took of the disk.",
+    "culls_waiting": "Blobs and bootstraps to be deleted when nobody uses them.",
 }
 
 
@@ -94,10 +104,8 @@ def blobcache(image: ImageStatus, store_path: str) -> dict[str, Any]:
 def _lines(status: Status) -> Iterator[str]:
     for field in msgspec.structs.fields(Totals):
         kind, suffix = ("gauge", "") if field.name in _GAUGES else ("counter", "_total")
-        name = f"fscached_{field.name}{suffix}"
-        yield f"# HELP {name} {_HELP[field.name]}"
-        yield f"# TYPE {name} {kind}"
-        yield f"{name} {getattr(status.totals, field.name)}"
+        value = getattr(status.totals, field.name)
+        yield from _metric(f"{field.name}{suffix}", kind, _HELP[field.name], value)
     yield "# HELP fscached_given_bytes_total Bytes of blobs by who gave them."
     yield "# TYPE fscached_given_bytes_total counter"
     for giver, count in status.given.items():
@@ -105,6 +113,7 @@ def _lines(status: Status) -> Iterator[str]:
     yield from _gauge("resident_memory_bytes", "Memory of the daemon.", status.rss_bytes)
     yield from _gauge("uptime_seconds", "Since the daemon started.", status.uptime_s)
     yield from _gauge("images", "Images registered.", len(status.images))
+    yield from _cache(status.cache)
     yield from _objects(status.images, "size_bytes", "Uncompressed bytes of the image.")
     yield from _objects(status.images, "resident_bytes", "Bytes of the image in the cache.")
     yield from _objects(status.images, "in_flight_bytes", "Bytes of the image on their way.")
@@ -125,9 +134,22 @@ def _prefetches(images: list[ImageStatus]) -> Iterator[str]:
         yield f'fscached_image_prefetch{{{_labels(image)},phase="{image.prefetch.phase}"}} 1'
 
 
+def _cache(cache: CacheStatus) -> Iterator[str]:
+    for field in msgspec.structs.fields(CacheStatus):
+        value, meaning = getattr(cache, field.name), _CACHE_HELP[field.name]
+        if field.name.startswith("culled_"):
+            yield from _metric(f"cache_{field.name}_total", "counter", meaning, value)
+        else:
+            yield from _gauge(f"cache_{field.name}", meaning, value)
+
+
 def _gauge(name: str, meaning: str, value: float) -> Iterator[str]:
+    yield from _metric(name, "gauge", meaning, value)
+
+
+def _metric(name: str, kind: str, meaning: str, value: float) -> Iterator[str]:
     yield f"# HELP fscached_{name} {meaning}"
-    yield f"# TYPE fscached_{name} gauge"
+    yield f"# TYPE fscached_{name} {kind}"
     yield f"fscached_{name} {value:g}" if isinstance(value, float) else f"fscached_{name} {value}"
 
 

@@ -17,6 +17,7 @@ import msgspec
 from fscached import __version__, version
 from fscached.config import Config
 from fscached.control import entry as wire
+from fscached.control.cache import CacheService
 from fscached.control.http import ApiError
 from fscached.control.messages import (
     Credentials,
@@ -30,6 +31,7 @@ from fscached.control.messages import (
 from fscached.control.metrics import resident_memory_bytes
 from fscached.control.state import State
 from fscached.control.tracing import Tracing
+from fscached.culling.service import Culling
 from fscached.fill.blob import OpenBlob
 from fscached.fill.objects import Objects
 from fscached.fill.tally import Tally
@@ -78,6 +80,7 @@ class ControlService:
         transport: Transport,
         registries: Registries,
         handover: Handover,
+        culling: Culling,
         state: Callable[[], State],
     ) -> None:
         self._state = state
@@ -90,6 +93,8 @@ class ControlService:
         self._transport = transport
         self._registries = registries
         self._handover = handover
+        self._culling = culling
+        self.cache = CacheService(config.cache, store, images, culling)
         self._bindings: dict[ObjectKey, Binding] = {}
         self._leaving: set[ObjectKey] = set()
         self._releasing: asyncio.Handle | None = None
@@ -127,9 +132,6 @@ class ControlService:
         if blob_id:
             keys = [key for key in keys if key.cookie == blob_id]
         return self._forget(keys)
-
-    async def cull(self, blob_id: str) -> None:
-        """Cache files are culled by the kernel's own limits; see the disk budget's issue."""
 
     async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:
         try:
@@ -188,6 +190,7 @@ class ControlService:
             ),
             given={giver.value: registries.given[giver] for giver in Giver},
             images=[self._image_status(registration) for registration in self._staying()],
+            cache=self.cache.status(),
         )
 
     async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
@@ -353,6 +356,7 @@ class ControlService:
 
     def _closed(self, key: ObjectKey) -> None:
         """The kernel has closed something: soon, since a release may be what closes it."""
+        self._culling.closed(key)
         if self._leaving:
             if self._releasing is not None:
                 self._releasing.cancel()
@@ -381,15 +385,9 @@ class ControlService:
 
     def _settled(self, registration: Registration) -> bool:
         """Whether all of an image's cache files are linked. cachefiles keeps a new object in an
-        unlinked O_TMPFILE until its first CLOSE (tried on 6.1 and 6.12); linked ones are
-        `cache/Ierofs,VOLUME/@HASH/DKEY` (fs/cachefiles/key.c)."""
-        volume = Path(self._config.cache.directory, "cache", f"Ierofs,{registration.volume}")
-        names = [registration.image.fsid, *(entry.blob_id for entry in registration.image.blobs)]
-        try:
-            linked = {entry.name for fan in os.scandir(volume) for entry in os.scandir(fan)}
-        except OSError:
-            return False
-        return all(f"D{name}" in linked for name in names)
+        unlinked O_TMPFILE until its first CLOSE (tried on 6.1 and 6.12)."""
+        keys = [registration.key, *(key for key, _ in registration.blobs())]
+        return all(os.path.lexists(self._transport.files.path(key)) for key in keys)
 
     def _image_status(self, registration: Registration) -> ImageStatus:
         image = registration.image

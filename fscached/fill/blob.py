@@ -98,6 +98,7 @@ class OpenBlob:
     ) -> None:
         self.object = object
         self.origin = origin
+        self.size_bytes = origin.size_bytes
         self.stage = Stage.NEW
         self.blob: Blob | None = None
         self.watcher: Watcher | None = None

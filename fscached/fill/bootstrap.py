@@ -32,6 +32,7 @@ class OpenBootstrap:
         tally: Tally,
     ) -> None:
         self.object = object
+        self.size_bytes = size_bytes
         self.bootstrap = Bootstrap(size_bytes)
         self._path = path
         self._transport = transport

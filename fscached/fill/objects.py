@@ -75,6 +75,12 @@ class Objects:
             if key.volume == volume and isinstance(opened := self._open[object], OpenBlob)
         }
 
+    def opened(self) -> list[tuple[ObjectId, ObjectKey, int]]:
+        """Everything that is open: its number, its key, its size in bytes."""
+        return [
+            (object, self._keys[object], opened.size_bytes) for object, opened in self._open.items()
+        ]
+
     @property
     def keys(self) -> set[ObjectKey]:
         """What is open."""

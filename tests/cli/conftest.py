@@ -35,6 +35,9 @@ class StandInService:
         self.prefetched = messages.PrefetchStatus(Phase.PAUSED, why, left_bytes=3 << 20, eta_s=64.5)
         self.reports = [self.prefetched]
         self.on_prefetch: Callable[[], None] = lambda: None
+        self.cache_files: list[messages.CacheFileInfo] = []
+        self.budget_bytes = 0
+        self.excess_bytes = 0
         self.after_pull: Callable[[], None] = lambda: None
 
     def prefetch(self, fsid: str) -> messages.PrefetchStatus:
@@ -72,6 +75,19 @@ class StandInService:
     async def remove_image(self, fsid: str) -> bool:
         self.happened.append("remove")
         return self.registered.pop(fsid, None) is not None
+
+    @property
+    def cache(self) -> StandInService:
+        return self
+
+    async def listing(self) -> messages.CacheListing:
+        return messages.CacheListing("/var/cache", 3 << 20, self.budget_bytes, self.cache_files)
+
+    async def collect(self, wanted: messages.CollectGarbage) -> messages.Collected:
+        self.happened.append(f"collect {wanted.all_idle} {wanted.dry_run}")
+        gone = [messages.CulledFile("dom", BLOB, 2 << 20, "orphan")]
+        busy = [messages.CulledFile("dom", "c" * 64, 1 << 20, "")]
+        return messages.Collected(gone, busy, 1 << 20, self.excess_bytes)
 
     def status(self) -> messages.Status:
         blob = messages.ObjectStatus(
@@ -186,7 +202,7 @@ def fscached(
     """Runs one verb with the test's configuration: exit status, standard output and error."""
 
     def run(verb: str, *words: Any) -> tuple[int, str, str]:
-        status = main([verb, "--config", config_file, *map(str, words)])
+        status = main([verb, *map(str, words), "--config", config_file])
         return status, *capsys.readouterr()
 
     return run

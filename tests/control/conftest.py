@@ -84,6 +84,20 @@ class StandInReign:
         self.told.append("end")
 
 
+CACHE_FILE = messages.CacheFileInfo(
+    volume="fscached",
+    cookie="b" * 64,
+    kind="blob",
+    state="bound",
+    open=True,
+    size_bytes=8192,
+    allocated_bytes=4096,
+    used_s=1.7e9,
+    path="/var/cache/b",
+    images=["registry.test/app:1"],
+)
+
+
 class StandInService:
     """Stands in for the daemon, which needs a kernel: remembers what it was asked."""
 
@@ -92,6 +106,7 @@ class StandInService:
         self.image_status = [IMAGE]
         self.found = True
         self.traces = StandInTraces()
+        self.cache = self
         self.pull: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def status(self) -> messages.Status:
@@ -115,8 +130,16 @@ class StandInService:
         self.asked.append(("unbind", domain_id, blob_id))
         return self.found
 
-    async def cull(self, blob_id: str) -> None:
+    def cull(self, blob_id: str) -> None:
         self.asked.append(("cull", blob_id))
+
+    async def listing(self) -> messages.CacheListing:
+        return messages.CacheListing("/var/cache", 8192, 0, [CACHE_FILE])
+
+    async def collect(self, wanted: messages.CollectGarbage) -> messages.Collected:
+        self.asked.append(wanted)
+        gone = messages.CulledFile("fscached", "b" * 64, 4096, "orphan")
+        return messages.Collected([gone], [], 4096, 0)
 
     async def add_image(
         self, reference: str, credentials: messages.Credentials | None

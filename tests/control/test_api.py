@@ -12,7 +12,7 @@ import pytest
 
 from fscached.control import api, http
 from fscached.control.client import Client, DaemonAway, DaemonError
-from fscached.control.messages import Credentials
+from fscached.control.messages import CollectGarbage, Credentials
 from fscached.source import Fault, SourceError
 from tests.control.conftest import TRACE
 
@@ -102,6 +102,17 @@ async def test_the_three_ways_to_delete_blobs(client: Client, service: Any) -> N
     await call(client.delete, "/api/v2/blobs", blob_id="b")
     assert service.asked == [("unbind", "d", ""), ("unbind", "d", "b"), ("cull", "b")]
     assert (await refused(client.delete, "/api/v2/blobs")).status == 400
+
+
+async def test_the_cache_is_listed_and_collected(client: Client, service: Any) -> None:
+    """All files; and what may go, by a body of which every key has a default."""
+    listing = await call(client.get, "/api/v2/cache")
+    assert [file["cookie"] for file in listing["files"]] == ["b" * 64]
+    collected = await call(client.put, "/api/v2/cache/gc", {"dry_run": True})
+    assert collected["culled"][0]["why"] == "orphan"
+    assert service.asked == [CollectGarbage(dry_run=True)]
+    error = await refused(client.put, "/api/v2/cache/gc", {"everything": True})
+    assert error.status == 400 and "everything" in str(error)
 
 
 async def test_a_missing_entry_is_said_in_the_words_the_snapshotter_looks_for(

@@ -12,10 +12,12 @@ import pytest
 
 from fscached.config import Cache, Config, Source
 from fscached.control import entry
+from fscached.control.cache import looker
 from fscached.control.http import ApiError
 from fscached.control.messages import Credentials
 from fscached.control.service import ControlService
 from fscached.control.state import State
+from fscached.culling.service import Culling
 from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
@@ -69,6 +71,9 @@ class Node:
         traces = Traces(directory / "state" / "traces")
         self.prefetch = Prefetcher(Means(60.0, 2, 0), traces, LoopClock())
         self.objects.on_blob = self.opened
+        self.culling = Culling(
+            cache, self.kernel, self.store, self.crew, looker(self.images, self.objects)
+        )
         self.service = ControlService(
             config,
             self.store,
@@ -78,6 +83,7 @@ class Node:
             self.kernel,
             self.registries,
             handover,
+            self.culling,
             lambda: State.RUNNING,
         )
         asyncio.get_running_loop().add_reader(self.kernel.fileno(), self.drain)

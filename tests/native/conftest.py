@@ -193,8 +193,7 @@ class Node:
 
     def fscached(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One verb of the command line."""
-        verb, *rest = map(str, words)
-        command = [*self.program, verb, "--config", str(self.config), *rest]
+        command = [*self.program, *map(str, words), "--config", str(self.config)]
         return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
 
     def mount(self, reference: str, name: str = "mnt") -> Path:
