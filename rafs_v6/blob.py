@@ -165,7 +165,7 @@ class ChunkMap:
                 )
         ordered = [chunks[index] for index in sorted(chunks)]
         digests = b"".join([row.digest for row in ordered])
-        return cls(entry, map(_info, ordered), digests)
+        return cls(entry, map(chunk_info, ordered), digests)
 
     def _load(self, infos: Iterable[ChunkInfo], chunk_bytes: int, remote_limit: int) -> None:
         end = remote_end = 0
@@ -268,7 +268,8 @@ def _stored(row: ChunkEntry) -> tuple[object, ...]:
     return (row.digest, row.flags, *row[3:7])
 
 
-def _info(row: ChunkEntry) -> ChunkInfo:
+def chunk_info(row: ChunkEntry) -> ChunkInfo:
+    """Where a chunk of the chunk table is."""
     return ChunkInfo(
         row.uncompressed_offset,
         row.uncompressed_size,

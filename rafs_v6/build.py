@@ -25,6 +25,7 @@ from rafs_v6.layout import (
     MAX_BLOBS,
     SUPERBLOCK_OFFSET,
     BlobEntry,
+    BlobFeatures,
     ChunkEntry,
     ChunkFlags,
     ChunkIndex,
@@ -70,6 +71,15 @@ class ImageBuilder:
         self._form = form or Format()
         self._chunks = Chunks()
         self._blobs: list[BlobEntry | None] = []
+
+    @classmethod
+    def resumed(
+        cls, form: Format, tree: Node, chunks: Chunks, blobs: Iterable[BlobEntry]
+    ) -> ImageBuilder:
+        """A builder as if these blobs had been the layers so far: `chunks` are in them."""
+        builder = cls(form)
+        builder.tree, builder._chunks, builder._blobs = tree, chunks, list(blobs)
+        return builder
 
     def add(
         self, layer: Node, output: BinaryIO, progress: Progress = lambda _: None
@@ -177,7 +187,8 @@ class _Bootstrap:
     def _flags(self) -> RafsFlags:
         flags = COMPRESSOR_FLAGS[self._form.compressor] | DIGEST_FLAGS[self._form.digester]
         flags |= RafsFlags.EXPLICIT_UIDGID
-        if self._blobs:
+        inlined = [BlobFeatures.INLINED_CHUNK_DIGEST in blob.features for blob in self._blobs]
+        if inlined and all(inlined):
             flags |= RafsFlags.INLINED_CHUNK_DIGEST
         if any(inode.xattrs for inode in self._placement.inodes):
             flags |= RafsFlags.HAS_XATTR

@@ -132,7 +132,7 @@ def convert(
         image = builder.finish()
         ids = {blob.blob_id for blob in image.blobs}
         kept = [blob is not None and blob.blob_id in ids for blob, _ in staged]
-        descriptors = [_blob_descriptor(blob) for blob in image.blobs]
+        descriptors = [blob_descriptor(blob) for blob in image.blobs]
         files_kept = [file for (_, file), keep in zip(staged, kept, strict=True) if keep]
         for file, descriptor in zip(files_kept, descriptors, strict=True):
             target.keep(file, descriptor)
@@ -148,7 +148,8 @@ def _data_bytes(tree: Node) -> int:
     return sum(files.values())
 
 
-def _blob_descriptor(blob: BlobEntry) -> Descriptor:
+def blob_descriptor(blob: BlobEntry) -> Descriptor:
+    """A blob of ours as a layer."""
     return Descriptor(
         RAFS_BLOB, f"sha256:{blob.blob_id}", blob.compressed_size, {BLOB_ANNOTATION: "true"}
     )

@@ -28,6 +28,7 @@ from rafs_v6.layout import (
     ChunkInfoFlags,
     Compressor,
     Digest,
+    Memory,
     MetaHeader,
     TailHeader,
     TocEntry,
@@ -143,12 +144,12 @@ def pack(
     there is no new data. Files are read in the order of names; every processor compresses, with
     `CHUNKS_AHEAD` chunks each in memory. Raises ImageError, and OSError from files and `output`.
     """
-    blob = _Blob(layer, form, output)
+    blob = BlobWriter(layer, form, output)
     with ThreadPoolExecutor(len(sched_getaffinity(0)), "pack") as workers:
         for encoded in _encoded(_files(tree, chunks, form), chunks, form, workers):
             key = encoded.digest, encoded.size
             if key not in chunks.known:
-                chunks.known[key] = blob.add(encoded)
+                chunks.known[key] = blob.add(encoded.digest, encoded.size, encoded.stored)
             chunks.of[encoded.node].append(chunks.known[key])
             progress(encoded.size)
     return blob.finish() if blob.infos else None
@@ -192,8 +193,8 @@ def _encoded(
         yield under_way.popleft().result()
 
 
-class _Blob:
-    """The blob file while it is being written."""
+class BlobWriter:
+    """The blob file of a layer while it is being written."""
 
     def __init__(self, layer: int, form: Format, output: BinaryIO) -> None:
         self._layer = layer
@@ -206,17 +207,19 @@ class _Blob:
         self._digests: list[bytes] = []
         self._contents: list[TocEntry] = []
 
-    def add(self, chunk: _Encoded) -> Chunk:
-        compressed = len(chunk.stored) < chunk.size
+    def add(self, digest: bytes, size: int, stored: Memory) -> Chunk:
+        """Write a chunk of `size` bytes, compressed if `stored` is shorter. Raises ImageError when
+        a blob has no room for it, OSError."""
+        compressed = len(stored) < size
         info = ChunkInfo(
             offset=self._cache_size,
-            size=chunk.size,
+            size=size,
             remote_offset=self._size,
-            remote_size=len(chunk.stored),
+            remote_size=len(stored),
             flags=ChunkInfoFlags.COMPRESSED.value if compressed else 0,
         )
-        self._write(chunk.stored)
-        self._cache_size += align_up(chunk.size)
+        self._write(stored)
+        self._cache_size += align_up(size)
         if (
             len(self.infos) == MAX_CHUNKS
             or self._size > MAX_REMOTE_BYTES
@@ -224,8 +227,8 @@ class _Blob:
         ):
             raise ImageError("more data than one blob can have: larger chunks, or more layers")
         self.infos.append(info)
-        self._digests.append(chunk.digest)
-        return Chunk(chunk.digest, self._layer, len(self.infos) - 1, info)
+        self._digests.append(digest)
+        return Chunk(digest, self._layer, len(self.infos) - 1, info)
 
     def finish(self) -> BlobEntry:
         """Write everything behind the chunks."""
@@ -301,7 +304,7 @@ class _Blob:
         self._write(packed or content)
         return entry
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: Memory) -> None:
         self._output.write(data)
         self._sha256.update(data)
         self._size += len(data)

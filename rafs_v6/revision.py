@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import tarfile
+from collections.abc import Collection
 
 import msgspec
 
@@ -45,42 +46,77 @@ def bootstrap_descriptor(image: StoredImage) -> Descriptor:
     raise ImageError("the image is none in RAFS v6: convert it with `fscached image convert`")
 
 
-def revise(image: StoredImage, layer: bytes, bootstrap: bytes, target: Layout) -> Converted:
+def revise(
+    image: StoredImage,
+    layer: bytes,
+    bootstrap: bytes,
+    target: Layout,
+    added: Descriptor | None = None,
+) -> Converted:
     """Store the image with another bootstrap in `target`: all its parts but the blobs.
 
-    `layer` is the content of its `bootstrap_descriptor`. The image is not yet named in the
+    `layer` is the content of its `bootstrap_descriptor`; `added` is a blob that is new, and then
+    those that the bootstrap does not name any more are dropped. The image is not yet named in the
     layout's index. Raises ImageError and OSError.
     """
     platform = msgspec.structs.replace(platform_of(image.config), os_features=(RAFS_OS_FEATURE,))
     old = bootstrap_descriptor(image)
+    revised = Bootstrap(bootstrap)
     packed, diff_id = _repacked(layer, bootstrap)
     annotations = {k: v for k, v in old.annotations.items() if k != SIGNATURE_ANNOTATION}
     media_type = old.media_type if old.media_type.endswith("gzip") else TAR_GZIP
     new = target.add(packed, media_type, annotations)
-    layers = tuple(new if each is old else each for each in image.manifest.layers)
-    config = {**image.config, "rootfs": _rootfs(image, old, diff_id)}
+    ids = {blob.blob_id for blob in revised.blobs}
+    pairs: list[tuple[Descriptor, object]] = []
+    for each, known_id in zip(image.manifest.layers, _diff_ids(image), strict=True):
+        if each is old:
+            pairs += [(added, added.digest)] if added else []
+            pairs.append((new, diff_id))
+        elif not added or each.digest.removeprefix("sha256:") in ids:
+            pairs.append((each, known_id))
+    config = {
+        **image.config,
+        "rootfs": {"type": "layers", "diff_ids": [known_id for _, known_id in pairs]},
+    }
+    if added:
+        config["history"] = _history(image, {each.digest for each, _ in pairs})
+    config_type = image.manifest.config.media_type or CONFIG
     manifest = msgspec.structs.replace(
         image.manifest,
-        layers=layers,
-        config=target.add(
-            msgspec.json.encode(config, order="sorted"), image.manifest.config.media_type or CONFIG
-        ),
+        layers=tuple(each for each, _ in pairs),
+        config=target.add(msgspec.json.encode(config, order="sorted"), config_type),
     )
     stored = target.add(msgspec.json.encode(manifest), manifest.media_type or MANIFEST)
     listed = msgspec.structs.replace(stored, platform=platform, artifact_type=RAFS_IMAGE)
-    revised = Bootstrap(bootstrap)
     entries = len(revised.prefetch_nids())
     return Converted(listed, manifest, len(bootstrap), revised.blobs, entries)
 
 
-def _rootfs(image: StoredImage, old: Descriptor, diff_id: str) -> dict[str, object]:
-    found = image.config.get("rootfs")
-    rootfs = found if isinstance(found, dict) else {}
-    diff_ids = rootfs.get("diff_ids")
+def _history(image: StoredImage, kept: Collection[str]) -> list[dict[str, object]]:
+    """One entry per layer: a blob before the bootstrap's is new, and of those that are gone only
+    the entry is left."""
+    found = image.config.get("history")
+    steps = [dict(step) for step in found or () if isinstance(step, dict)]
+    layers = [step for step in steps if not step.get("empty_layer")]
+    new: dict[str, object] = {"created_by": "fscached image optimize", "comment": "hot chunks"}
+    if len(layers) != len(image.manifest.layers):
+        unknown: dict[str, object] = {"created_by": "unknown"}
+        return [*[unknown] * (len(kept) - 2), new, unknown]
+    position = len(steps)
+    for step, layer in zip(layers, image.manifest.layers, strict=True):
+        if BOOTSTRAP_ANNOTATION in layer.annotations:
+            position = next(n for n, each in enumerate(steps) if each is step)
+        elif layer.digest not in kept:
+            step["empty_layer"] = True
+    return [*steps[:position], new, *steps[position:]]
+
+
+def _diff_ids(image: StoredImage) -> list[object]:
+    rootfs = image.config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
     if not isinstance(diff_ids, list) or len(diff_ids) != len(image.manifest.layers):
         raise ImageError("the image's configuration has not one diff id for each layer")
-    position = image.manifest.layers.index(old)
-    return {**rootfs, "diff_ids": [*diff_ids[:position], diff_id, *diff_ids[position + 1 :]]}
+    return diff_ids
 
 
 def _repacked(layer: bytes, bootstrap: bytes) -> tuple[bytes, str]:

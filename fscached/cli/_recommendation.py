@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fscached.failure import Failure, Missing
@@ -13,6 +13,7 @@ from fscached.prefetch.trace import TRACE_LIMIT_BYTES, Trace, TraceError, decode
 from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
 from rafs_v6.layout import FileType
+from rafs_v6.owners import Place, files
 
 
 def read_trace(name: str) -> Trace:
@@ -56,6 +57,49 @@ def recommended(image: Bootstrap, trace: Trace | None, given: Sequence[str]) -> 
     if trace is not None:
         nids += _traced(image, trace)
     return list(dict.fromkeys(nids))
+
+
+def hot_places(image: Bootstrap, trace: Trace | None, nids: Sequence[int]) -> list[Place]:
+    """Chunks of an image that come first, in order: those the trace has of its blobs, as they were
+    read, then those of the files recommended."""
+    numbers = {blob.blob_id: blob.blob_index for blob in image.blobs}
+    read = [
+        Place(numbers[access.blob_id], access.start)
+        for access in (trace.expected() if trace is not None else ())
+        if access.blob_id in numbers
+    ]
+    return list(dict.fromkeys([*read, *_places_below(image, nids)]))
+
+
+def _places_below(image: Bootstrap, nids: Sequence[int]) -> Iterator[Place]:
+    """Chunks of files, and of all files below directories, in the order of `nids`."""
+    rank = {nid: position for position, nid in enumerate(nids)}
+    paths = {
+        path.rstrip(b"/"): rank[inode.nid] for path, inode in image.walk() if inode.nid in rank
+    }
+    found: list[tuple[int, list[Place]]] = []
+    for file, places in files(image):
+        above = [paths[path] for path in _upwards(file.path) if path in paths]
+        if above or file.nid in rank:
+            found.append((min([*above, rank.get(file.nid, len(rank))]), places))
+    for _, places in sorted(found, key=lambda each: each[0]):
+        yield from places
+
+
+def _upwards(path: bytes) -> Iterator[bytes]:
+    """A path and all directories it is in; the root's is empty."""
+    while path:
+        yield path
+        path = path.rpartition(b"/")[0]
+    yield b""
+
+
+def renumbered(before: Bootstrap, after: Bootstrap, nids: Sequence[int]) -> list[int]:
+    """The same names in an image that was laid out anew."""
+    names = {inode.nid: path.strip(b"/") for path, inode in before.walk()}
+    wanted = [names[nid] for nid in nids]
+    found = _nids(after, wanted, directories=True)
+    return [found[name] for name in wanted]
 
 
 def _traced(image: Bootstrap, trace: Trace) -> list[int]:

@@ -82,7 +82,7 @@ def _add_optimize(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         "optimize",
         help="give an image a prefetch table that follows a trace",
         description="Give a RAFS v6 image another prefetch table. All its blobs stay as they are, "
-        "so nothing is stored or fetched twice; `convert --trace` places their data anew.",
+        "so nothing is stored or fetched twice, unless there shall be a --hot-blob.",
     )
     optimize.add_argument("source", metavar="SRC", help="oci:DIR[:TAG], or a registry's reference")
     optimize.add_argument(
@@ -97,6 +97,12 @@ def _add_optimize(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         help="a file or directory to come before what the trace says",
+    )
+    optimize.add_argument(
+        "--hot-blob",
+        action="store_true",
+        help="put what comes first into a blob of its own too, in that order: it is fetched in a "
+        "few requests, and stored twice; SRC must be a layout",
     )
     optimize.add_argument("--config", metavar="FILE", help="configuration file, for its [source]")
     _add_output(optimize)

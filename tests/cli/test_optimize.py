@@ -132,6 +132,51 @@ def test_a_large_file_of_which_little_was_read_is_left_to_the_trace(root, tmp_pa
     assert recommended(tmp_path / "out") == [b"/bin/tool"]
 
 
+def test_what_comes_first_may_have_a_blob_of_its_own(image, trace, tmp_path, capsys):
+    """In the order of the trace, the chunks of what is named behind; the old blob stays."""
+    source, target = f"oci:{tmp_path}/image:1", f"oci:{tmp_path}/out:1"
+    words = ["image", "optimize", source, target, "--trace", str(trace), "--hot-blob"]
+    assert main([*words, "--prefetch", "/bin", "-o", "json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["blobs"] == [image["blobs"][0]["id"], done["hot_blob"]]
+    assert recommended(tmp_path / "out") == [b"/bin", b"/zz", b"/bin/tool"]
+    assert main(["image", "check", target]) == 0
+    hot = bootstrap_of(tmp_path / "out")
+    there = {file.path: places for file, places in files(hot)}
+    assert [there[path][0].blob_index for path in (b"/zz", b"/bin/tool", b"/bin/app")] == [1, 1, 1]
+    order = sorted(there, key=lambda path: there[path][0].offset if path != b"/data" else 1 << 40)
+    assert order == [b"/zz", b"/bin/tool", b"/bin/app", b"/data"]
+    config = Layout(tmp_path / "out").image(None, machine_platform()).config
+    assert len(config["rootfs"]["diff_ids"]) == 3
+    assert [step.get("empty_layer", False) for step in config["history"]] == [False] * 3
+    assert main(words) == 0
+    assert "are in a blob of their own" in capsys.readouterr().out
+
+
+def test_a_blob_whose_data_is_all_hot_is_dropped(image, tmp_path, capsys):
+    """Its layer and diff id go, of its history the entry stays, as an empty one."""
+    source, target = f"oci:{tmp_path}/image:1", f"oci:{tmp_path}/out:1"
+    assert main(["image", "optimize", source, target, "--prefetch", "/", "--hot-blob"]) == 0
+    stored = Layout(tmp_path / "out").image(None, machine_platform())
+    assert len(stored.manifest.layers) == len(stored.config["rootfs"]["diff_ids"]) == 2
+    assert [step.get("empty_layer", False) for step in stored.config["history"]] == [
+        True,
+        False,
+        False,
+    ]
+    assert main(["image", "check", target]) == 0
+
+
+def test_hot_chunks_that_are_damaged_are_not_copied(image, trace, tmp_path, capsys):
+    """The source's bytes are verified before they get another name."""
+    path = tmp_path / "image" / "blobs" / "sha256" / image["blobs"][0]["id"]
+    path.write_bytes(b"\0" * path.stat().st_size)
+    words = [f"oci:{tmp_path}/image:1", f"oci:{tmp_path}/out:1", "--trace", str(trace)]
+    assert main(["image", "optimize", *words, "--hot-blob"]) == 1
+    assert "zstd" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "index.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -188,4 +233,6 @@ def test_within_a_registry_only_the_bootstrap_travels(root, trace, tmp_path, cap
         assert "pull failed" in capsys.readouterr().err.splitlines()[-1]
         layout = f"oci:{tmp_path}/layout:1"
         assert main(["image", "convert", str(root), layout]) == 0
-        assert main(["image", "optimize", layout, other, "--trace", str(trace)]) == 0
+        hot = ["--trace", str(trace), "--hot-blob"]
+        assert main(["image", "optimize", source, target, *hot]) == 2
+        assert main(["image", "optimize", layout, other, *hot]) == 0
