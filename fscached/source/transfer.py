@@ -356,8 +356,8 @@ class Transfers:
         narrow = partial(_set_window, window_bytes)
         outlet = outlet or Outlet()
         self._demand = _Lane(demand_connections, options, outlet)
-        options |= {pycurl.SOCKOPTFUNCTION: narrow}
-        self._prefetch = _Lane(prefetch_connections, options, outlet)
+        narrowed = options | {pycurl.SOCKOPTFUNCTION: narrow}
+        self._prefetch = _Lane(prefetch_connections, narrowed, outlet)
         self._stall_timeout_s = stall_timeout_s
         self._stall_timer: asyncio.TimerHandle | None = None
         self._quiet_s = prefetch_quiet_s

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -190,6 +193,36 @@ async def test_a_link_that_becomes_slow_is_the_readers_alone_again(server: Fault
     await Fetch(transfers, server.host, 0, 9).reply()
     assert transfers.readers_alone
     await transfers.close()
+
+
+@pytest.mark.asyncio
+async def test_only_prefetch_has_a_narrow_window(server: FaultyServer) -> None:
+    """A demand read over a long link would be as slow as its window is small."""
+    transfers = Transfers(
+        prefetch_connections=2, prefetch_window_bytes=64 << 10, prefetch_quiet_s=0.001
+    )
+    before = set(_receive_buffers(server.host))
+    windows = {}
+    for priority in (Priority.DEMAND, Priority.PREFETCH):
+        assert (await Fetch(transfers, server.host, 0, MIB, priority).reply()).fault is None
+        now = _receive_buffers(server.host)
+        [new] = set(now) - before
+        windows[priority], before = now[new], set(now)
+    await transfers.close()
+    # The kernel doubles what it is told (socket(7)).
+    assert windows[Priority.PREFETCH] == 64 << 10
+    assert windows[Priority.DEMAND] > 64 << 10
+
+
+def _receive_buffers(host: str) -> dict[int, int]:
+    """Of our connections to a server, by their local ports."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
+            if connection.getpeername() == ("127.0.0.1", int(host.rpartition(":")[2])):
+                size = connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+                found[connection.getsockname()[1]] = size
+    return found
 
 
 @pytest.mark.asyncio
