@@ -7,8 +7,8 @@ read. `sequential FILE`: all of it; prints seconds. `start CONFIG`: start fscach
 the seconds from exec until its API answers, and its process id.
 
 `single read|map FILE PAUSE_S OFFSET...`: 4 KiB from every offset, by pread without readahead or of
-a mapping; `ranges PORT PATH PAUSE_S START-END...`: ranges of a blob as a client that does nothing
-else asks for them, on one connection. After each a pause. Both print the seconds of each.
+a mapping; `ranges HOST:PORT PATH PAUSE_S START-END...`: ranges of a blob as a client that does
+nothing else asks for them, on one connection. After each a pause. Both print the seconds of each.
 """
 
 from __future__ import annotations
@@ -91,9 +91,10 @@ def single(way: str, path: str, pause_s: str, *offsets: str) -> None:
     _each(take, map(int, offsets), float(pause_s))
 
 
-def ranges(port: str, path: str, pause_s: str, *wanted: str) -> None:
+def ranges(address: str, path: str, pause_s: str, *wanted: str) -> None:
     memory = bytearray(2 * SEQUENTIAL_BYTES)
-    with socket.create_connection(("127.0.0.1", int(port))) as connection:
+    host, _, port = address.partition(":")
+    with socket.create_connection((host, int(port))) as connection:
 
         def take(span: tuple[int, int]) -> None:
             _get(connection, path, span, memory)

@@ -16,9 +16,10 @@ import trustme
 from harness.guest import Guest
 
 NAME = "origin.test"
-"""What the certificate is for beside 127.0.0.1: a registry on a numeric loopback address is spoken
-to without TLS."""
+"""What the certificate is for beside the loopback's address: a registry on that is spoken to
+without TLS."""
 
+LOOPBACK = "127.0.0.1"
 FILES = "/run/nginx"
 """Of the one in a guest."""
 
@@ -42,8 +43,8 @@ http {{
     uwsgi_temp_path {directory}/t4;
     scgi_temp_path {directory}/t5;
     server {{
-        listen 127.0.0.1:{ports.http};
-        listen 127.0.0.1:{ports.https} ssl;
+        listen {ports.address}:{ports.http};
+        listen {ports.address}:{ports.https} ssl;
         ssl_protocols TLSv1.3;
         ssl_certificate {directory}/server.pem;
         ssl_certificate_key {directory}/server.pem;
@@ -76,6 +77,7 @@ class Ports:
 
     http: int
     https: int
+    address: str = LOOPBACK
 
 
 def certificates(directory: Path) -> Path:
@@ -83,7 +85,7 @@ def certificates(directory: Path) -> Path:
     beside it, which is returned."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(directory / "authority.pem")
-    made = authority.issue_cert(NAME, "127.0.0.1")
+    made = authority.issue_cert(NAME, LOOPBACK)
     made.private_key_and_cert_chain_pem.write_to_path(directory / "server.pem")
     return directory / "authority.pem"
 
@@ -106,10 +108,10 @@ def registry(address: str, storage: str = "") -> str:
 
 
 @contextmanager
-def on_host(directory: Path, locations: str) -> Iterator[Ports]:
-    """Run one on this machine, with the certificate in `directory`. Raises SystemExit when it does
-    not listen."""
-    ports = _free_ports()
+def on_host(directory: Path, locations: str, address: str = LOOPBACK) -> Iterator[Ports]:
+    """Run one at an address of this machine, with the certificate in `directory`. Raises SystemExit
+    when it does not listen."""
+    ports = _free_ports(address)
     conf = directory / "nginx.conf"
     conf.write_text(configuration(str(directory), ports, locations))
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin")
@@ -134,20 +136,21 @@ def in_guest(guest: Guest, ports: Ports, locations: str) -> None:
     guest.put(f"{FILES}/nginx.conf", configuration(FILES, ports, locations).encode())
     guest.start(["/usr/sbin/nginx", "-c", f"{FILES}/nginx.conf"], log=f"{FILES}/log")
     retry = "--retry 200 --retry-delay 0 --retry-connrefused"
-    guest.run(f"curl -s -o /dev/null {retry} http://127.0.0.1:{ports.http}/")
+    guest.run(f"curl -s -o /dev/null {retry} http://{ports.address}:{ports.http}/")
 
 
-def _free_ports() -> Ports:
+def _free_ports(address: str) -> Ports:
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        return Ports(*(found.getsockname()[1] for found in sockets))
+        sockets = [stack.enter_context(socket.create_server((address, 0))) for _ in range(2)]
+        http, https = (found.getsockname()[1] for found in sockets)
+        return Ports(http, https, address)
 
 
 def _await(process: subprocess.Popen[bytes], ports: Ports, directory: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while process.poll() is None and time.monotonic() < deadline:
         with socket.socket() as trial:
-            if trial.connect_ex(("127.0.0.1", ports.https)) == 0:
+            if trial.connect_ex((ports.address, ports.https)) == 0:
                 return
         time.sleep(0.01)
     raise SystemExit(f"nginx does not listen: {(directory / 'errors').read_text()[-2000:]}")

@@ -14,23 +14,28 @@ from __future__ import annotations
 import bisect
 import json
 import random
+import shutil
 import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
-from environments import Options, nginx
+from environments import ROOT, Options, guest, native, nginx
+from environments import link as native_link
 from environments.archive import FILE, images
-from environments.guest import booted, described, fresh_cache, probe
 from environments.nginx import Ports
-from harness import link
+from environments.programs import HERE
+from harness import command, link, registry
 from harness.guest import Guest
 from harness.image import Origin
 from harness.registry import Registry
 from report import Report, Result, result
 from runners import MOUNT
-from runners.fscached import STATE, Fscached
+from runners.fscached import STATE, Fscached, Settings
+from runners.supervised import Supervised
 
 REPETITIONS = 3
 READS = 24
@@ -54,6 +59,9 @@ rows = bootstrap.chunk_table(entry.blob_index)
 print(json.dumps([[r.uncompressed_offset, r.compressed_offset, r.compressed_size] for r in rows]))
 """
 """Where the chunks of an image of one file are: in the file, in the blob, and how long there."""
+
+
+Row = tuple[int, int, int]
 
 
 class Target(NamedTuple):
@@ -101,56 +109,157 @@ Figures = dict[str, list[float]]
 """Mean seconds by name, one for every repetition; the ideal's too."""
 
 
-class Bench:
-    """A guest with its registry behind nginx, which sends the blobs' files itself."""
+class Machine(Protocol):
+    """A daemon on one end of the link, and a registry on the other."""
 
-    def __init__(self, guest: Guest, origin: Origin) -> None:
-        self.figures: Figures = defaultdict(list)
-        self._fscached = Fscached(guest)
-        self._guest = guest
-        self._origin = origin
-        self._registry = Registry(guest)
+    address: str
+
+    def mount(self, image: str, window_bytes: int) -> Sequence[Row]:
+        """Start a daemon on an empty cache and mount an image; its chunks."""
+        ...
+
+    def shaped(self) -> AbstractContextManager[None]:
+        """With the link as long as it is to be."""
+        ...
+
+    def read(self, way: str, *words: object) -> str:
+        """What a probe says of the mounted file."""
+        ...
+
+    def ask(self, *words: object) -> str:
+        """What a probe says that asks the registry itself."""
+        ...
+
+    def stop(self) -> None:
+        """Unmount and end the daemon."""
+        ...
+
+
+class Virtual:
+    """A guest, whose loopback is made longer."""
+
+    address = f"{PORTS.address}:{PORTS.http}"
+
+    def __init__(self, inside: Guest) -> None:
+        self._fscached = Fscached(inside)
+        self._guest = inside
+        self._registry = Registry(inside)
         self._registry.start()
         locations = nginx.registry(self._registry.address, self._registry.storage)
-        nginx.in_guest(guest, PORTS, locations)
+        nginx.in_guest(inside, PORTS, locations)
+
+    def mount(self, image: str, window_bytes: int) -> Sequence[Row]:
+        """See Machine."""
+        self._guest.run(f"find {self._registry.storage} -type f -exec cat {{}} + > /dev/null")
+        self._fscached.start(guest.fresh_cache(self._guest), window_bytes)
+        self._fscached.pull(f"{self.address}/{image}")
+        path = self._guest.run(f"echo {STATE}/images/*/image.boot").stdout.strip()
+        rows: Sequence[Row] = json.loads(self._guest.python(CHUNKS, path).stdout)
+        return rows
+
+    def shaped(self) -> AbstractContextManager[None]:
+        """See Machine."""
+        return link.shaped(self._guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS)
+
+    def read(self, way: str, *words: object) -> str:
+        """See Machine."""
+        return guest.probe(self._guest, "single", way, f"{MOUNT}/{FILE}", *words)
+
+    def ask(self, *words: object) -> str:
+        """See Machine."""
+        return guest.probe(self._guest, "ranges", self.address, *words)
+
+    def stop(self) -> None:
+        """See Machine."""
+        self._fscached.stop()
+
+
+class Own:
+    """This machine, on the near end of a link that always is as long."""
+
+    def __init__(self, scratch: Path, storage: Path, ports: Ports) -> None:
+        self.address = f"{ports.address}:{ports.http}"
+        self._scratch = scratch
+        self._storage = storage
+        self._daemon: Supervised | None = None
+
+    def mount(self, image: str, window_bytes: int) -> Sequence[Row]:
+        """See Machine."""
+        place = self._scratch / "turn"
+        shutil.rmtree(place, ignore_errors=True)
+        for file in self._storage.rglob("data"):
+            file.read_bytes()
+        tables: Settings = {
+            "fetch": {"window_bytes": window_bytes, "window_limit_bytes": window_bytes},
+            "prefetch": {"enabled": False},
+            "source": {"insecure_registries": [self.address]},
+        }
+        self._daemon = Supervised("fscached", place, tables)
+        self._daemon.start()
+        self._daemon.pull(f"{self.address}/{image}")
+        bootstrap, _ = self._daemon.files()
+        rows: Sequence[Row] = json.loads(
+            command.run([sys.executable, "-c", CHUNKS, bootstrap], cwd=ROOT)
+        )
+        return rows
+
+    def shaped(self) -> AbstractContextManager[None]:
+        """See Machine."""
+        return nullcontext()
+
+    def read(self, way: str, *words: object) -> str:
+        """See Machine."""
+        assert self._daemon
+        return self._probe("single", way, self._daemon.directory / FILE, *words)
+
+    def ask(self, *words: object) -> str:
+        """See Machine."""
+        return self._probe("ranges", self.address, *words)
+
+    def stop(self) -> None:
+        """See Machine."""
+        assert self._daemon
+        self._daemon.stop()
+
+    def _probe(self, *words: object) -> str:
+        return command.run([sys.executable, HERE / "probes.py", *map(str, words)])
+
+
+class Bench:
+    """Figures of one machine."""
+
+    def __init__(self, machine: Machine, origin: Origin) -> None:
+        self.figures: Figures = defaultdict(list)
+        self._machine = machine
+        self._origin = origin
 
     def turn(self, cases: Sequence[Case], seed: int) -> None:
         """Mount an image, and read it as each of the cases has it."""
         first = cases[0]
-        self._guest.run(f"find {self._registry.storage} -type f -exec cat {{}} + > /dev/null")
-        self._fscached.start(fresh_cache(self._guest), first.window_bytes)
-        self._fscached.pull(f"127.0.0.1:{PORTS.http}/{first.image}")
-        opening, *found = self._targets(seed)
-        with link.shaped(self._guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS):
+        found = targets(self._machine.mount(first.image, first.window_bytes), FILE_BYTES)
+        random.Random(seed).shuffle(found)
+        with self._machine.shaped():
+            opening = found.pop()
+            seconds = self._read(first, [opening])
             if first is TURNS[0][0]:
-                self._note("opening", [opening], self._read(first, [opening]))
-            else:
-                self._read(first, [opening])
+                self._note("opening", [opening], seconds)
             for case in cases:
                 read, found = found[:READS], found[READS:]
                 self._note(case.name, read, self._read(case, read))
                 if case is first:
                     self._note(f"{case.name}_client", read, self._ask(case, read))
-        self._fscached.stop()
-
-    def _targets(self, seed: int) -> list[Target]:
-        """Of all steps of the file, in random order."""
-        path = self._guest.run(f"echo {STATE}/images/*/image.boot").stdout.strip()
-        chunks = json.loads(self._guest.python(CHUNKS, path).stdout)
-        found = targets(chunks, FILE_BYTES)
-        random.Random(seed).shuffle(found)
-        return found
+        self._machine.stop()
 
     def _read(self, case: Case, read: Sequence[Target]) -> list[float]:
-        words = [case.way, f"{MOUNT}/{FILE}", case.pause_s, *(target.offset for target in read)]
-        return _seconds(probe(self._guest, "single", *words))
+        offsets = [target.offset for target in read]
+        return _seconds(self._machine.read(case.way, case.pause_s, *offsets))
 
     def _ask(self, case: Case, read: Sequence[Target]) -> list[float]:
         """The first of the answers opens the connection, and its time does not count."""
         [blob_id] = self._origin.blob_ids(case.image)
         path = f"/v2/{case.image.partition(':')[0]}/blobs/sha256:{blob_id}"
         spans = [f"{target.start}-{target.end}" for target in (read[-1], *read)]
-        return _seconds(probe(self._guest, "ranges", PORTS.http, path, case.pause_s, *spans))[1:]
+        return _seconds(self._machine.ask(path, case.pause_s, *spans))[1:]
 
     def _note(self, name: str, read: Sequence[Target], seconds: Sequence[float]) -> None:
         self.figures[name].append(statistics.mean(seconds))
@@ -158,30 +267,50 @@ class Bench:
 
 
 def run(options: Options) -> Report:
-    """Every turn with a cache and a daemon of its own."""
+    """In a guest, whose kernel has netem."""
     origin = images(FILE_BYTES, IMAGES)
-    with booted(options, [origin.disk]) as guest:
-        if not link.can_delay(guest):
-            raise SystemExit("first-byte: this guest's kernel has no netem")
-        environment = {
-            **described(guest, options),
-            "round_trip_ms": ROUND_TRIP_MS,
-            "bytes_per_s": BYTES_PER_S,
-        }
-        bench = Bench(guest, origin)
-        for repetition in range(options.repetitions):
-            for cases in TURNS:
-                bench.turn(cases, repetition)
-    return Report(options.bench, environment, list(_results(bench.figures)))
+    with guest.booted(options, [origin.disk]) as inside:
+        if not link.can_delay(inside):
+            print("first-byte: this guest's kernel has no netem", file=sys.stderr)
+            raise SystemExit(3)
+        environment = guest.described(inside, options)
+        bench = _measured(Virtual(inside), origin, options)
+    return _report(bench, environment, options)
 
 
 def run_native(options: Options) -> Report:
-    """Not where a link cannot be made longer."""
-    print("first-byte: this kernel has no netem: run it in a guest", file=sys.stderr)
-    raise SystemExit(3)
+    """On this machine's kernel, over a link of our own making."""
+    origin = images(FILE_BYTES, IMAGES)
+    nginx.certificates(options.scratch)
+    with (
+        native.mounted(origin.disk.image, options.scratch / "origin") as storage,
+        native_link.between(ROUND_TRIP_MS, BYTES_PER_S),
+        ExitStack() as far,
+    ):
+        with native_link.entered(native_link.FAR):
+            address = far.enter_context(registry.on_host(storage))
+            locations = nginx.registry(address, str(storage))
+            server = nginx.on_host(options.scratch, locations, native_link.FAR_ADDRESS)
+            ports = far.enter_context(server)
+        bench = _measured(Own(options.scratch, storage, ports), origin, options)
+    return _report(bench, native.described(options), options)
 
 
-def targets(chunks: Sequence[tuple[int, int, int]], size_bytes: int) -> list[Target]:
+def _measured(machine: Machine, origin: Origin, options: Options) -> Bench:
+    """Every turn with a cache and a daemon of its own."""
+    bench = Bench(machine, origin)
+    for repetition in range(options.repetitions):
+        for cases in TURNS:
+            bench.turn(cases, repetition)
+    return bench
+
+
+def _report(bench: Bench, environment: dict[str, Any], options: Options) -> Report:
+    linked = {"round_trip_ms": ROUND_TRIP_MS, "bytes_per_s": BYTES_PER_S}
+    return Report(options.bench, environment | linked, list(_results(bench.figures)))
+
+
+def targets(chunks: Sequence[Row], size_bytes: int) -> list[Target]:
     """The middle of every step of the file. A window from one to the next ends before the next,
     and readahead around it stays in its chunk where that is as long as the step."""
     starts = [offset for offset, _, _ in chunks]

@@ -43,7 +43,12 @@ def test_a_client_asks_for_ranges(tmp_path: Path) -> None:
     (tmp_path / "files" / "blob").write_bytes(bytes(1 << 20))
     nginx.certificates(tmp_path)
     with nginx.on_host(tmp_path, nginx.files(tmp_path / "files")) as ports:
-        assert len(_probe("ranges", ports.http, "/blob", 0, "0-1048576", "5-4096")) == 2
+        assert (
+            len(
+                _probe("ranges", f"{ports.address}:{ports.http}", "/blob", 0, "0-1048576", "5-4096")
+            )
+            == 2
+        )
 
 
 def _probe(*words: object) -> list[float]:
