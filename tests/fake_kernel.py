@@ -350,6 +350,12 @@ class FakeKernel:
             file.data[offset : offset + memory.nbytes] = memory
             file.resident |= blocks
 
+    def discard(self, object: ObjectId, start: int, end: int) -> bool:
+        with self._lock:
+            file = self._ready_file(object)
+            file.resident -= set(range(start // BLOCK_BYTES, end // BLOCK_BYTES))
+        return True
+
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         if threading.get_ident() != self._thread:
             self._loop.call_soon_threadsafe(self.done, object, ticket)

@@ -121,6 +121,7 @@ def test_cache_files_are_found_and_culled(seen: Seen) -> None:
     assert it["listed"] == it["computed"] and len(it["listed"]) == 2
     assert it["in use"] == [False, False]
     assert it["still right"]
+    assert not it["spoiled"] and it["asked again"]
     assert it["left"] == [] and it["again"] == [True, True]
     assert it["volumes"] == [] and it["graves"] == []
     assert it["cold again"]

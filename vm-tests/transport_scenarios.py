@@ -436,6 +436,7 @@ def culling() -> dict[str, Any]:
             said["in use"] = in_a_thread(lambda: [files.cull(key) for key in keys])
             in_a_thread(lambda: files.tidy(DOMAIN))
             said["still right"] = right("large")
+            said["spoiled"], said["asked again"] = spoiled(daemon)
         settled(lambda: in_a_thread(lambda: all(files.cull(key) for key in keys)))
         said["left"] = [file.path for file in files.listed()]
         said["again"] = in_a_thread(lambda: [files.cull(key) for key in keys])
@@ -446,6 +447,23 @@ def culling() -> dict[str, Any]:
             said["cold again"] = right("small")
         said["cwd after"] = os.getcwd()
         return said
+
+
+def spoiled(daemon: Daemon) -> tuple[bool, bool]:
+    """A block of an open file rots on the disk, is read, and is made a hole: what readers get."""
+    [(object, name)] = [(object, name) for object, name in daemon.names.items() if name != FSID]
+    path = daemon.transport.files.path(ObjectKey(DOMAIN, name))
+    with open(path, "r+b") as file:
+        [(start, _), *_] = daemon.transport.resident(object, len(image()[name]))
+        for block in range(start, start + (1 << 20), 4096):
+            file.seek(block)
+            file.write(b"rot")
+        os.fsync(file.fileno())
+    drop_caches()
+    before = right("small") and right("large")
+    assert daemon.transport.discard(object, start, start + (1 << 20))
+    drop_caches()
+    return before, right("small") and right("large")
 
 
 def volumes() -> list[str]:

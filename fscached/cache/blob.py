@@ -33,7 +33,8 @@ TRANSITIONS: dict[int, frozenset[State]] = {
     State.DEMANDED: frozenset({State.ABSENT, State.ARRIVED}),
     # Bytes that fail their digest, or cannot be written, are as if they had never come.
     State.ARRIVED: frozenset({State.ABSENT, State.DEMANDED, State.RESIDENT}),
-    State.RESIDENT: frozenset(),
+    # What the disk has lost meanwhile is fetched again.
+    State.RESIDENT: frozenset({State.DEMANDED}),
 }
 
 
@@ -232,6 +233,17 @@ class Blob:
     def again(self, index: int) -> Fetch:
         """A chunk arrived but was not what it should be: it is demanded once more."""
         return self._own(Run(index, index + 1), State.DEMANDED)
+
+    def spoiled(self, offset: int) -> Fetch | None:
+        """The chunk at byte `offset` is in the cache file and is not what it should be: it is
+        demanded, and readers wait for it; None when it is not resident."""
+        covering = self.chunks.overlapping(offset, offset + 1)
+        if not covering or self._states[covering[0]] != State.RESIDENT:
+            return None
+        index = covering[0]
+        self._residents -= 1
+        self.resident_bytes -= self.chunks.padded_end(index) - self.chunks.offset(index)
+        return self.again(index)
 
     def lost(self, fetch: Fetch, now_s: float, ending: Ending = Ending.FAILED) -> Lost:
         """A fetch has ended: those of its chunks that did not land are absent again, unless

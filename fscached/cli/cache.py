@@ -1,4 +1,4 @@
-"""`fscached cache`: what is in the cache, and what of it may go."""
+"""`fscached cache`: what is in the cache, whether it is right, and what of it may go."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORT = 20
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "cache",
-        help="list cache files, delete those nobody needs",
+        help="list cache files, compare them with their images, delete those nobody needs",
         description="Look after the cache files of the running daemon.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -40,7 +40,19 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     collect.add_argument("--dry-run", action="store_true", help="only say what would go")
     collect.set_defaults(run=run_gc)
-    for verb in (listing, collect):
+    verify = verbs.add_parser(
+        "verify",
+        help="compare what is in the cache with its images",
+        description="Compare every chunk that is in the cache with its digest, on the disk. Exit "
+        "status 1 when one is wrong and was not repaired.",
+    )
+    verify.add_argument(
+        "--repair",
+        action="store_true",
+        help="have wrong chunks fetched again; drops what the kernel has of all files in memory",
+    )
+    verify.set_defaults(run=run_verify)
+    for verb in (listing, collect, verify):
         verb.add_argument(
             "-o", "--output", choices=("text", "json"), default="text", help="default: text"
         )
@@ -64,6 +76,12 @@ def run_gc(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(_collected(collected, arguments.dry_run)))
     return 1 if collected["excess_bytes"] else 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from fscached.cli import _verify
+
+    return _verify.run(arguments)
 
 
 def _listed(listing: dict[str, Any], now_s: float) -> Iterator[str]:

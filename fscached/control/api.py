@@ -31,6 +31,8 @@ from fscached.control.messages import (
     PrefetchStatus,
     Recorded,
     RecordTrace,
+    Repaired,
+    RepairFile,
     Status,
 )
 from fscached.control.state import WrongState
@@ -105,6 +107,11 @@ class Cache(Protocol):
 
     async def collect(self, wanted: CollectGarbage) -> Collected:
         """Delete what need not be there."""
+        ...
+
+    async def repair(self, spoiled: RepairFile) -> Repaired:
+        """Have what is wrong in a file fetched again. ApiError 409: it is in use, and its chunks
+        cannot be replaced."""
         ...
 
 
@@ -336,6 +343,10 @@ async def _collect(service: Service, request: Request) -> Reply:
     return _json(await service.cache.collect(_parsed(request, CollectGarbage)))
 
 
+async def _repair(service: Service, request: Request) -> Reply:
+    return _json(await service.cache.repair(_parsed(request, RepairFile)))
+
+
 async def _status(service: Service, request: Request) -> Reply:
     return _json(service.status())
 
@@ -371,6 +382,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v2/prefetch": {"GET": _prefetch_status, "PUT": _order_prefetch},
     "/api/v2/cache": {"GET": _cache},
     "/api/v2/cache/gc": {"PUT": _collect},
+    "/api/v2/cache/repair": {"PUT": _repair},
     "/api/v2/status": {"GET": _status},
     "/api/v2/traces": {"GET": _trace, "PUT": _adopt_trace, "DELETE": _forget_trace},
     "/api/v2/traces/record": {"PUT": _record_trace},

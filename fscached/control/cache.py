@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Literal, NamedTuple
@@ -15,14 +17,19 @@ from fscached.control.messages import (
     Collected,
     CollectGarbage,
     CulledFile,
+    Repaired,
+    RepairFile,
 )
 from fscached.culling.keeper import Culled, Look, OpenObject
 from fscached.culling.service import Culling
 from fscached.fill.objects import Objects
 from fscached.images import Images
 from fscached.store import Store
-from fscached.transport import CacheFile, ObjectKey
+from fscached.transport import CacheFile, NotReady, ObjectKey
+from fscached.transport.cache_file import forget_pages
 from fscached.transport.mount import name_fault
+
+log = logging.getLogger(__name__)
 
 
 class _Owner(NamedTuple):
@@ -37,8 +44,11 @@ class _Owner(NamedTuple):
 class CacheService:
     """Implements `control.api.Cache`."""
 
-    def __init__(self, limits: Cache, store: Store, images: Images, culling: Culling) -> None:
+    def __init__(
+        self, limits: Cache, store: Store, images: Images, objects: Objects, culling: Culling
+    ) -> None:
         self._limits = limits
+        self._objects = objects
         self._store = store
         self._images = images
         self._culling = culling
@@ -68,6 +78,28 @@ class CacheService:
             used_bytes=swept.used_bytes,
             excess_bytes=max(0, swept.excess.allocated_bytes),
         )
+
+    async def repair(self, spoiled: RepairFile) -> Repaired:
+        key = ObjectKey(spoiled.volume, spoiled.cookie)
+        try:
+            chunks = await self._objects.renew(key, spoiled.offsets)
+            if chunks is None:
+                return Repaired(0, await self._cull(key))
+        except (NotReady, OSError) as error:
+            raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"{key.cookie}: {error}") from None
+        await asyncio.to_thread(forget_pages)
+        log.warning("chunks were fetched again", extra={"blob": key.cookie, "chunks": chunks})
+        return Repaired(chunks, False)
+
+    async def _cull(self, key: ObjectKey) -> bool:
+        """The whole file: the next reader has it made anew."""
+        if not await self._culling.remove(key):
+            raise ApiError(
+                HTTPStatus.CONFLICT,
+                f"{key.cookie} is in use and cannot be replaced: unmount its images first",
+            )
+        log.warning("a file was spoiled and is deleted", extra={"cookie": key.cookie})
+        return True
 
     def status(self) -> CacheStatus:
         """As of the last look, which status and metrics do not wait for."""

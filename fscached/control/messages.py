@@ -221,6 +221,23 @@ class CulledFile(msgspec.Struct, frozen=True):
     why: str
 
 
+class RepairFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Body of `PUT /api/v2/cache/repair`: bytes of a cache file that are wrong, by the offset of
+    their chunk."""
+
+    volume: str
+    cookie: str
+    offsets: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=1_000_000)]
+
+
+class Repaired(msgspec.Struct, frozen=True):
+    """Its reply. Of a file that is open `chunks` were fetched again; any other is `culled`, whole,
+    and fetched when it is read."""
+
+    chunks: int
+    culled: bool
+
+
 class Collected(msgspec.Struct, frozen=True):
     """Reply of `PUT /api/v2/cache/gc`. `busy` files stay: somebody has them open."""
 

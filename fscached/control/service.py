@@ -94,7 +94,7 @@ class ControlService:
         self._registries = registries
         self._handover = handover
         self._culling = culling
-        self.cache = CacheService(config.cache, store, images, culling)
+        self.cache = CacheService(config.cache, store, images, objects, culling)
         self._bindings: dict[ObjectKey, Binding] = {}
         self._leaving: set[ObjectKey] = set()
         self._releasing: asyncio.Handle | None = None

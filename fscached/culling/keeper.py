@@ -123,6 +123,10 @@ class Keeper:
         self._tidy({it.file.key.volume for it in gone}, look)
         return gone, len(gone) == len(found)
 
+    def remove(self, key: ObjectKey) -> bool:
+        """Delete one file; False: it is in use. Raises OSError."""
+        return self._files.cull(key)
+
     def sweep(self, look: Look, all_idle: bool, dry_run: bool) -> Swept:
         """Delete orphans, and as much as is over the budget; or everything that no bound image
         needs. Raises OSError."""

@@ -99,6 +99,10 @@ class Culling:
             self._wanted[key.cookie] = self._clock() + SETTLE_S
         self._wake()
 
+    async def remove(self, key: ObjectKey) -> bool:
+        """Delete one file now, whoever needs it; False: it is in use. Raises OSError."""
+        return await self._crew.run(partial(self._keeper.remove, key))
+
     @property
     def waiting(self) -> int:
         """How many cookies are to be culled."""

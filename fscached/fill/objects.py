@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fscached.fill.blob import Limits, OpenBlob, Origin
 from fscached.fill.bootstrap import OpenBootstrap
 from fscached.fill.crew import Crew
+from fscached.fill.renewal import renew
 from fscached.fill.tally import Tally
 from fscached.transport import Closed, Event, ObjectId, ObjectKey, Opened, Transport, Wanted
 
@@ -74,6 +75,14 @@ class Objects:
             for object, key in self._keys.items()
             if key.volume == volume and isinstance(opened := self._open[object], OpenBlob)
         }
+
+    async def renew(self, key: ObjectKey, offsets: Iterable[int]) -> int | None:
+        """Fetch chunks of an open blob again that the disk has spoiled; how many, or None when no
+        such blob is open. Raises as `fscached.fill.renewal.renew`."""
+        opened = self.blobs(key.volume).get(key.cookie)
+        if opened is None:
+            return None
+        return await renew(opened, offsets, self._transport, self._crew, self._limits.deadline_s)
 
     def opened(self) -> list[tuple[ObjectId, ObjectKey, int]]:
         """Everything that is open: its number, its key, its size in bytes."""

@@ -184,6 +184,14 @@ class Transport(Protocol):
         """
         ...
 
+    def discard(self, object: ObjectId, start: int, end: int) -> bool:
+        """Make whole blocks [start, end) a hole, so that readers ask for them. False: not possible
+        here, they stay as they are until they are written anew.
+
+        Raises OSError.
+        """
+        ...
+
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         """Let the reader look again. A reader that has been killed meanwhile is no error."""
         ...

@@ -6,8 +6,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
+from cdefs import files
 from fscached.transport import BLOCK_BYTES, CacheFile, ObjectKey
+
+_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 NO_SPACE = frozenset({errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT})
 
@@ -44,6 +48,25 @@ def write_all(fd: int, offset: int, memory: memoryview) -> None:
         memory, offset = memory[count:], offset + count
 
 
+def punch(path: str, start: int, end: int) -> bool:
+    """Make whole blocks of a file a hole. False where there is none of that name, or where a part
+    of the file system's block would become zeros. Raises OSError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    with closing(fd):
+        return punch_blocks(fd, start, end)
+
+
+def punch_blocks(fd: int, start: int, end: int) -> bool:
+    """The same of a descriptor."""
+    if os.fstatvfs(fd).f_bsize > BLOCK_BYTES:
+        return False
+    files.punch(fd, start, end)
+    return True
+
+
 def described(key: ObjectKey, path: str) -> CacheFile:
     """A file as it lies on the disk. Raises OSError."""
     state = os.lstat(path)
@@ -56,6 +79,12 @@ def touch(path: str, used_s: float) -> None:
     with contextlib.suppress(FileNotFoundError):
         used_ns = round(used_s * 1e9)
         os.utime(path, ns=(used_ns, os.lstat(path).st_mtime_ns), follow_symlinks=False)
+
+
+def forget_pages() -> None:
+    """Drop what the kernel has read of files that were wrong on the disk, and of all others, since
+    nothing tells which pages are whose. Raises OSError."""
+    _DROP_CACHES.write_text("3")
 
 
 @contextlib.contextmanager

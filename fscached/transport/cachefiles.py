@@ -42,6 +42,7 @@ from fscached.transport.cache_file import (
     NO_SPACE,
     check_blocks,
     data_extents,
+    punch,
     round_up,
     worth_a_line,
     write_all,
@@ -258,6 +259,11 @@ class Cachefiles:
         finally:
             self._release(opened)
         opened.ready = True
+
+    def discard(self, object: ObjectId, start: int, end: int) -> bool:
+        opened = self._objects.get(object)
+        # An object's descriptor takes no fallocate: by its name, if it has one.
+        return opened is not None and punch(self.files.path(opened.key), start, end)
 
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         # Under the lock, so that the descriptor is this object's for the length of the call.

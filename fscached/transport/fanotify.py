@@ -237,6 +237,9 @@ class Fanotify:
     def write(self, object: ObjectId, offset: int, memory: memoryview) -> None:
         self._folder.write(object, offset, memory)
 
+    def discard(self, object: ObjectId, start: int, end: int) -> bool:
+        return self._folder.discard(object, start, end)
+
     def done(self, object: ObjectId, ticket: Ticket) -> None:
         self._answer(ticket, 0)
 

@@ -35,6 +35,7 @@ from fscached.transport.cache_file import (
     closing,
     data_extents,
     described,
+    punch_blocks,
     round_up,
     touch,
     write_all,
@@ -233,7 +234,7 @@ class Folder:
         check_blocks(offset, memory)
         file = self.file(object)
         self._floor.require(memory.nbytes)
-        with self._filling(file) as fd:
+        with self._opened(file) if not file.marked else self._filling(file) as fd:
             try:
                 if offset + memory.nbytes > file.size_bytes:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
@@ -242,6 +243,14 @@ class Folder:
                 what = f"{file.key}: {memory.nbytes} bytes at {offset}: {error.strerror}"
                 kind = OutOfSpace if error.errno in NO_SPACE else OSError
                 raise kind(error.errno, what) from error
+
+    def discard(self, object: ObjectId, start: int, end: int) -> bool:
+        """Punch a hole, where readers would be asked for. Raises NotReady, OSError."""
+        file = self.file(object)
+        if not file.marked:
+            return False  # of a file that was opened without a mark a hole reads as zeros
+        with self._filling(file) as fd:
+            return punch_blocks(fd, start, end)
 
     def lend(self, object: ObjectId, event_fd: int) -> None:
         """An event's descriptor raises no events: fill the file through a copy of it, if that

@@ -11,6 +11,7 @@ from pathlib import Path
 from fscached.config import Cache, Config
 from fscached.failure import Failure, Missing
 from fscached.transport import Transport, cachefiles, fanotify, mount, probe
+from fscached.transport.cache_file import forget_pages
 from fscached.transport.cachefiles import Cachefiles, Culling
 from fscached.transport.fanotify import Fanotify
 from fscached.transport.floor import Floor
@@ -19,8 +20,6 @@ from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
-
-_DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
 class Busy(Missing):
@@ -121,7 +120,7 @@ def take_down(state_directory: str, files: list[Path]) -> None:
             with suppress(mount.MountError):
                 mount.unmount(point.target, lazy=True)
     with suppress(OSError):
-        _DROP_CACHES.write_text("3")
+        forget_pages()
 
 
 def _blobs(bootstrap: str, unknown: set[str]) -> set[str]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
+import os
 from pathlib import Path
+
+import pytest
 
 from tests.native.conftest import Node, forget_pages, image_of, noise, until
 from tests.native.origin import Origin
@@ -83,3 +87,45 @@ def test_a_budget_evicts_by_last_use(node: Node, registry: Origin) -> None:
     status = node.wait()["cache"]
     assert status["budget_bytes"] == 5 * MIB
     assert 4 * MIB <= status["used_bytes"] <= 5 * MIB and status["excess_bytes"] == 0
+
+
+def spoil(node: Node, blob_id: str, at: int) -> None:
+    """A block rots on the disk. Where there is a mark the daemon is asked, and allows it."""
+    [path] = (node.cache / "files").rglob(blob_id)
+    fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+    with mmap.mmap(-1, 4096) as block:
+        block[:] = bytes(range(256)) * 16
+        os.pwrite(fd, block, at // 4096 * 4096)
+    os.close(fd)
+
+
+def verified(node: Node, *words: str) -> tuple[int, list[dict[str, object]]]:
+    done = node.fscached("cache", "verify", "-o", "json", *words, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["complete", "incomplete"])
+def test_what_the_disk_has_spoiled_is_found_and_fetched_again(
+    node: Node, registry: Origin, whole: bool
+) -> None:
+    """Under a mount that has it open, with a mark and without one."""
+    tree = noise(57, 4, MIB)
+    built = image_of(tree)
+    [blob_id] = built.blobs
+    node.configure(fetch={"window_bytes": 4096, "window_limit_bytes": 4096})
+    node.start()
+    target = node.mount(registry.add("app", built))
+    for name in tree if whole else ("f0", "f1"):
+        assert (target / name).read_bytes() == tree[name]
+    status, [right] = verified(node)
+    assert status == 0 and right["right"] == (4 if whole else 2) and right["bad"] == []
+    node.wait()
+    if whole:
+        until(lambda: "complete, and read" in node.log.read_text() or None, "not complete")
+    spoil(node, blob_id, MIB + 8192)
+    status, [wrong] = verified(node)
+    assert status == 1 and wrong["bad"] == [MIB]
+    status, [repaired] = verified(node, "--repair")
+    assert status == 0 and repaired["remedy"] == "1 chunks fetched again"
+    assert content(target) == tree
+    assert verified(node)[0] == 0
