@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Literal, NamedTuple
 
@@ -60,7 +61,8 @@ class CacheService:
 
     async def listing(self) -> CacheListing:
         look = self._culling.look()
-        census = await self._culling.census()
+        with _refused():
+            census = await self._culling.census()
         owners = self._owners()
         opened = {it.key for it in look.opened}
         files = [
@@ -71,7 +73,8 @@ class CacheService:
         return CacheListing(limits.directory, census.used_bytes, limits.budget_bytes, files)
 
     async def collect(self, wanted: CollectGarbage) -> Collected:
-        swept = await self._culling.sweep(wanted.all_idle, wanted.dry_run)
+        with _refused():
+            swept = await self._culling.sweep(wanted.all_idle, wanted.dry_run)
         return Collected(
             culled=_culled(swept.culled),
             busy=_culled(Culled(file, "") for file in swept.busy),
@@ -81,13 +84,14 @@ class CacheService:
 
     async def repair(self, spoiled: RepairFile) -> Repaired:
         key = ObjectKey(spoiled.volume, spoiled.cookie)
-        try:
-            chunks = await self._objects.renew(key, spoiled.offsets)
+        with _refused():
+            try:
+                chunks = await self._objects.renew(key, spoiled.offsets)
+            except NotReady as error:
+                raise ApiError(HTTPStatus.CONFLICT, f"{error}: read something of it") from None
             if chunks is None:
                 return Repaired(0, await self._cull(key))
-        except (NotReady, OSError) as error:
-            raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"{key.cookie}: {error}") from None
-        await asyncio.to_thread(forget_pages)
+            await asyncio.to_thread(forget_pages)
         log.warning("chunks were fetched again", extra={"blob": key.cookie, "chunks": chunks})
         return Repaired(chunks, False)
 
@@ -131,6 +135,14 @@ class CacheService:
                 if all(owner.fsid != other.fsid for other in others):
                     others.append(owner)
         return owners
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"the cache: {error}") from error
 
 
 def looker(images: Images, objects: Objects) -> Callable[[], Look]:

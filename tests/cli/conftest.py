@@ -38,6 +38,8 @@ class StandInService:
         self.cache_files: list[messages.CacheFileInfo] = []
         self.budget_bytes = 0
         self.excess_bytes = 0
+        self.repaired: list[messages.RepairFile] = []
+        self.repair_error: http.ApiError | None = None
         self.after_pull: Callable[[], None] = lambda: None
 
     def prefetch(self, fsid: str) -> messages.PrefetchStatus:
@@ -88,6 +90,12 @@ class StandInService:
         gone = [messages.CulledFile("dom", BLOB, 2 << 20, "orphan")]
         busy = [messages.CulledFile("dom", "c" * 64, 1 << 20, "")]
         return messages.Collected(gone, busy, 1 << 20, self.excess_bytes)
+
+    async def repair(self, spoiled: messages.RepairFile) -> messages.Repaired:
+        if self.repair_error is not None:
+            raise self.repair_error
+        self.repaired.append(spoiled)
+        return messages.Repaired(len(spoiled.offsets), False)
 
     def status(self) -> messages.Status:
         blob = messages.ObjectStatus(
