@@ -145,8 +145,11 @@ class Node:
     def start(self, *words: str) -> None:
         """A daemon that answers: supervised, or by these words of the command line."""
         program = ["-m", "fscached", *words] if words else ["-c", SUPERVISE]
+        self.start_as([sys.executable, *program, "--config", str(self.config)])
+
+    def start_as(self, command: list[str]) -> None:
+        """A daemon that answers, by this command."""
         with self.log.open("ab") as log:
-            command = [sys.executable, *program, "--config", str(self.config)]
             if self.manager is not None:
                 self._process = self.manager.start(command, log)
             else:
