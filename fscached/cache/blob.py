@@ -89,7 +89,6 @@ class Lost(NamedTuple):
     fetches: tuple[Fetch, ...]
 
 
-COMPLETE = Verdict(True, False, ())
 REFUSE = Verdict(False, True, ())
 
 
@@ -166,7 +165,7 @@ class Blob:
             return REFUSE
         missing = [index for index in covering if self._states[index] != State.RESIDENT]
         if not missing:
-            return COMPLETE
+            return Verdict(True, False, self._continue(self._planner.seen(covering[-1])))
         if self._deadlines.refuses(missing, now_s):
             return REFUSE
         want = Want(ticket, len(missing))
@@ -176,10 +175,8 @@ class Blob:
             self._deadlines.begin(index, now_s)
             if self._fetchable(index):
                 fetches.append(self._demand(self._planner.miss(index)))
-        if not fetches and (stream := self._planner.ahead(missing[-1])) is not None:
-            ahead = self._demand(stream)
-            if ahead.end > ahead.first:
-                fetches.append(ahead)
+        if not fetches:
+            fetches += self._continue(self._planner.seen(missing[-1]))
         return Verdict(False, False, tuple(fetches))
 
     def prefetch(self, start: int, end: int, limit_bytes: int) -> Fetch | None:
@@ -224,6 +221,10 @@ class Blob:
                 if want.missing == 0:
                     tickets.append(want.ticket)
         return tickets
+
+    def ahead(self, run: Run) -> tuple[Fetch, ...]:
+        """Chunks have landed: what to fetch next for a reader that reads on."""
+        return self._continue(self._planner.landed(run.end - 1))
 
     def paced(self, fetch: Fetch, seconds: float) -> None:
         """A fetch brought all its bytes, in so many seconds."""
@@ -323,6 +324,11 @@ class Blob:
 
     def _fetchable(self, index: int) -> bool:
         return self._states[index] in (State.ABSENT, State.PREFETCHING)
+
+    def _continue(self, stream: Stream | None) -> tuple[Fetch, ...]:
+        """The window, if there is anything to fetch of it."""
+        fetch = self._demand(stream) if stream is not None else None
+        return (fetch,) if fetch is not None and fetch.end > fetch.first else ()
 
     def _demand(self, stream: Stream) -> Fetch:
         """The window from its first chunk on, now demanded. Only the wanted chunk overtakes a

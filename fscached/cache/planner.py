@@ -25,15 +25,21 @@ class Stream:
     end: int
     window_bytes: int
     proven: bool
+    seen: bool = True
+    """Whether the reader is known to have come to this window."""
+    halfway: bool = False
+    """Whether the window, or its reader, has come to its middle."""
 
 
 class Planner:
     """Window sizes of one blob's readers.
 
     A reader that asks for the very chunk where a window ended is sequential: its next window is
-    twice as long, and from then on the next one is asked for when the reader has come to the
-    middle of the last, so that it never waits for a round trip. No window is longer than what the
-    link, by the last fetch, brings in PACED_WINDOW_S.
+    twice as long. From then on the next one is asked for when half of the last has landed, if the
+    reader was seen in that: so it never waits for a round trip, one window is decoded while the
+    next arrives, and no more than one is fetched beyond the last where it was seen (what is
+    resident it may read without asking). No window is longer than what the link, by the last fetch,
+    brings in PACED_WINDOW_S.
     """
 
     def __init__(self, window_bytes: int, window_limit_bytes: int) -> None:
@@ -50,15 +56,24 @@ class Planner:
             return Stream(chunk, chunk, self._window_bytes, proven=False)
         return Stream(chunk, chunk, self._longer(before), proven=True)
 
-    def ahead(self, chunk: int) -> Stream | None:
-        """The window to fetch next for a reader that joins a fetch in flight at `chunk`, if it
-        has come far enough for that."""
+    def seen(self, chunk: int) -> Stream | None:
+        """A reader is at a chunk that is resident or in flight: the window to fetch next for it,
+        if it is time for that."""
+        return self._ahead(chunk, seen=True)
+
+    def landed(self, chunk: int) -> Stream | None:
+        """As much, when a chunk has landed."""
+        return self._ahead(chunk, seen=False)
+
+    def _ahead(self, chunk: int, *, seen: bool) -> Stream | None:
         for end, stream in reversed(self._streams.items()):
             if stream.first <= chunk < end:
-                if not stream.proven or chunk * 2 < stream.first + end:
+                stream.seen |= seen
+                stream.halfway |= chunk * 2 >= stream.first + end
+                if not (stream.proven and stream.seen and stream.halfway):
                     return None
                 del self._streams[end]
-                return Stream(end, end, self._longer(stream), proven=True)
+                return Stream(end, end, self._longer(stream), proven=True, seen=False)
         return None
 
     def fetched(self, stream: Stream, end: int) -> None:

@@ -237,6 +237,7 @@ class OpenBlob:
         verdict = self.blob.want(number, want.start, want.end, came_s)
         if verdict.complete:
             self._complete([number])
+            self._launch(verdict.fetches)
         elif verdict.refuse:
             self._fail([number])
         else:
@@ -355,6 +356,8 @@ class OpenBlob:
         before = self.blob.resident_bytes
         for run in landing.landed:
             self._complete(self.blob.landed(run))
+            if self.stage is Stage.READY:
+                self._launch(self.blob.ahead(run))
         self._tally.landed_bytes += self.blob.resident_bytes - before
         for index, reason in landing.bad:
             self._bad(index, reason)

@@ -84,6 +84,34 @@ def test_a_want_across_chunks_waits_for_all_of_them():
     assert target.landed(Run(0, 1)) == [7]
 
 
+def test_a_reader_that_reads_on_finds_the_next_window_on_its_way():
+    """Half of a window has landed: the next is fetched, once, wherever the reader is in it."""
+    target = blob([1] * 40)
+    (first,) = target.want(1, 0, PAGE, 0.0).fetches
+    fly(target, first)
+    (second,) = target.want(2, 4 * PAGE, 5 * PAGE, 0.0).fetches
+    assert (second.first, second.end) == (4, 12)
+    landed = []
+    for index in range(second.first, second.end):
+        target.arrived(second, index)
+        target.landed(Run(index, index + 1))
+        landed += target.ahead(Run(index, index + 1))
+    assert [(fetch.first, fetch.end) for fetch in landed] == [(12, 28)]
+    assert not target.want(3, 11 * PAGE, 12 * PAGE, 0.0).fetches
+
+
+def test_a_reader_of_resident_bytes_is_seen_too():
+    """On fanotify it asks for those as well: what follows them is fetched before it gets there."""
+    target = blob([1] * 40)
+    (first,) = target.want(1, 0, PAGE, 0.0).fetches
+    fly(target, first)
+    (second,) = target.want(2, 4 * PAGE, 5 * PAGE, 0.0).fetches
+    fly(target, second)
+    verdict = target.want(3, 11 * PAGE, 12 * PAGE, 0.0)
+    assert verdict.complete
+    assert [(fetch.first, fetch.end) for fetch in verdict.fetches] == [(12, 28)]
+
+
 def test_wants_join_fetches_in_flight():
     """Sixty-four readers of one cold chunk lead to one fetch."""
     target = blob([1] * 8)
@@ -306,7 +334,7 @@ class Interleavings(RuleBasedStateMachine):
         verdict = self.target.want(ticket, start * PAGE, end * PAGE, self.now)
         if verdict.complete or verdict.refuse:
             self.answers[ticket] += 1
-            assert not verdict.fetches
+            assert verdict.complete or not verdict.fetches
         else:
             self.open.add(ticket)
         self.flights += verdict.fetches
@@ -333,6 +361,7 @@ class Interleavings(RuleBasedStateMachine):
         index = pair[1]
         if good:
             self._answer(self.target.landed(Run(index, index + 1)))
+            self.flights += self.target.ahead(Run(index, index + 1))
         else:
             self.flights.append(self.target.again(index))
 

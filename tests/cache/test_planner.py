@@ -33,17 +33,41 @@ def test_a_proven_reader_gets_the_next_window_from_the_middle_on():
     planner = Planner(MIB, 8 * MIB)
     planner.fetched(planner.miss(0), 1)
     planner.fetched(planner.miss(1), 5)
-    assert planner.ahead(2) is None
-    stream = planner.ahead(3)
+    assert planner.seen(2) is None
+    stream = planner.seen(3)
     assert stream is not None and (stream.first, stream.window_bytes) == (5, 4 * MIB)
-    assert planner.ahead(3) is None
+    assert planner.seen(3) is None
+
+
+def test_half_a_window_that_has_landed_calls_for_the_next():
+    """A reader that is slower than the source never finds the source idle."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 1)
+    planner.fetched(planner.miss(1), 5)
+    assert planner.landed(1) is None and planner.landed(2) is None
+    stream = planner.landed(3)
+    assert stream is not None and (stream.first, stream.window_bytes) == (5, 4 * MIB)
+    assert planner.landed(4) is None
+
+
+def test_nothing_is_fetched_beyond_a_window_in_which_no_reader_was_seen():
+    """The window ahead lands, and that is all, until a reader comes to it; then it goes on."""
+    planner = Planner(MIB, 8 * MIB)
+    planner.fetched(planner.miss(0), 1)
+    planner.fetched(planner.miss(1), 5)
+    planner.fetched(planner.landed(4), 9)
+    assert [planner.landed(chunk) for chunk in range(5, 9)] == [None] * 4
+    stream = planner.seen(5)
+    assert stream is not None and stream.first == 9
+    planner.fetched(stream, 17)
+    assert planner.miss(17).window_bytes == 8 * MIB
 
 
 def test_an_unproven_reader_gets_nothing_ahead():
     """One window alone says nothing about what is read next."""
     planner = Planner(MIB, 8 * MIB)
     planner.fetched(planner.miss(0), 8)
-    assert planner.ahead(7) is None
+    assert planner.seen(7) is None and planner.landed(7) is None
 
 
 def test_streams_are_bounded():
