@@ -10,7 +10,7 @@ SAMPLE_BYTES: Final = 128 << 10
 SAMPLES: Final = 8
 SAMPLES_LEAST: Final = 4
 FAST_BYTES_PER_S: Final = 50e6
-"""What prefetch has under way, 128 KiB at most, is less than 3 ms in front of a reader then."""
+"""A reader's MiB takes 20 ms then, and half the link is still much."""
 
 
 class Link:

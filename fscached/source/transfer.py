@@ -7,7 +7,6 @@ and retries are the caller's: here one request gets one reply.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -21,6 +20,7 @@ from fscached.source.link import Link
 from fscached.source.origin import USER_AGENT, Traffic, Trust
 from fscached.source.outlet import Outlet
 from fscached.source.respite import Respites
+from fscached.source.window import Window, offer, round_trip_s
 
 # Bodies of refusals are read up to this so that the connection can be used again.
 DRAIN_LIMIT_BYTES: Final = 64 << 10
@@ -191,6 +191,7 @@ class _Transfer:
                 return self._surplus()
             self._feed(data)
             self._fed += size
+            self._lane.received(size)
         except BaseException as error:  # curl would print it and carry on
             self._raised = error
             return -1
@@ -236,9 +237,20 @@ class _Transfer:
 class _Lane:
     """The connections of one priority: a curl multi handle on the event loop."""
 
-    def __init__(self, connections: int, options: dict[int, Any], outlet: Outlet) -> None:
+    def __init__(
+        self,
+        connections: int,
+        options: dict[int, Any],
+        outlet: Outlet,
+        window: Callable[[], Window] | None = None,
+    ) -> None:
+        """`window` makes what a connection offers at first; None: the kernel decides."""
         self.loop = asyncio.get_running_loop()
         self.options = options
+        if window is not None:
+            self.options = options | {pycurl.SOCKOPTFUNCTION: partial(self._opened, window)}
+        self._windows: dict[int, Window] = {}
+        self._fd = -1
         self.outlet = outlet
         self.slots = asyncio.Semaphore(connections)
         self.held = False
@@ -261,8 +273,16 @@ class _Lane:
         if self.running.pop(transfer.curl, None) is not None:
             self._multi.remove_handle(transfer.curl)
 
+    def received(self, size_bytes: int) -> None:
+        """So many bytes of use have come on the connection whose turn it is."""
+        window = self._windows.get(self._fd)
+        if window is not None and window.received(size_bytes, self.loop.time()):
+            offer(self._fd, window.adapt(round_trip_s(self._fd)))
+
     def hold(self) -> None:
         self.held = True
+        for window in self._windows.values():
+            window.pause()
         for transfer in self.running.values():
             transfer.pause(pycurl.PAUSE_RECV)
 
@@ -281,7 +301,12 @@ class _Lane:
         self._multi.close()
         self._schedule(-1)
 
+    def _opened(self, window: Callable[[], Window], fd: int, _purpose: int) -> int:
+        self._windows[fd] = window()
+        return pycurl.SOCKOPT_OK
+
     def _turn(self, fd: int, events: int) -> None:
+        self._fd = fd
         _, running = self._multi.socket_action(fd, events)
         if running < len(self.running):
             self._reap()
@@ -333,8 +358,8 @@ class Transfers:
     A transfer without a byte for `stall_timeout_s` (found up to a quarter later) has broken. As
     long as demand is under way, and for `prefetch_quiet_s` after, prefetch stands still, unless the
     link is known to be fast (`Link`): then it goes on beside demand, else constant demand would
-    leave it nothing. What it has under way on the link is at most `prefetch_window_bytes`, all its
-    connections together: on a link of 10 MB/s the default is 13 ms in front of a demand read.
+    leave it nothing. What it has under way on the link is what fills it (`Window`), all its
+    connections together from `prefetch_window_bytes` up to `prefetch_window_limit_bytes`.
     """
 
     def __init__(
@@ -346,18 +371,20 @@ class Transfers:
         stall_timeout_s: float = 10.0,
         prefetch_quiet_s: float = 0.02,
         prefetch_window_bytes: int = 128 << 10,
+        prefetch_window_limit_bytes: int = 8 << 20,
         outlet: Outlet | None = None,
         respites: Respites | None = None,
         link: Link | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         options = _OPTIONS | {pycurl.CONNECTTIMEOUT_MS: round(connect_timeout_s * 1000)}
-        window_bytes = max(prefetch_window_bytes // prefetch_connections, _WINDOW_LEAST_BYTES)
-        narrow = partial(_set_window, window_bytes)
+        limits = [
+            max(size_bytes // prefetch_connections, _WINDOW_LEAST_BYTES)
+            for size_bytes in (prefetch_window_bytes, prefetch_window_limit_bytes)
+        ]
         outlet = outlet or Outlet()
         self._demand = _Lane(demand_connections, options, outlet)
-        narrowed = options | {pycurl.SOCKOPTFUNCTION: narrow}
-        self._prefetch = _Lane(prefetch_connections, narrowed, outlet)
+        self._prefetch = _Lane(prefetch_connections, options, outlet, partial(Window, *limits))
         self._stall_timeout_s = stall_timeout_s
         self._stall_timer: asyncio.TimerHandle | None = None
         self._quiet_s = prefetch_quiet_s
@@ -483,17 +510,6 @@ class Transfers:
 
     def _after(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return self._loop.call_later(delay_s, call)
-
-
-def _set_window(window_bytes: int, fd: int, _purpose: int) -> int:
-    """Set before connect, so that it bounds the TCP window that is offered (tcp(7)); the kernel
-    doubles it for its own needs."""
-    connection = socket.socket(fileno=fd)
-    try:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window_bytes)
-    finally:
-        connection.detach()
-    return pycurl.SOCKOPT_OK
 
 
 def _read_head(lines: list[bytes]) -> tuple[int, dict[str, str]]:

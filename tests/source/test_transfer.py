@@ -198,9 +198,8 @@ async def test_a_link_that_becomes_slow_is_the_readers_alone_again(server: Fault
 @pytest.mark.asyncio
 async def test_only_prefetch_has_a_narrow_window(server: FaultyServer) -> None:
     """A demand read over a long link would be as slow as its window is small."""
-    transfers = Transfers(
-        prefetch_connections=2, prefetch_window_bytes=64 << 10, prefetch_quiet_s=0.001
-    )
+    limits = {"prefetch_window_bytes": 64 << 10, "prefetch_window_limit_bytes": 64 << 10}
+    transfers = Transfers(prefetch_connections=2, prefetch_quiet_s=0.001, **limits)
     before = set(_receive_buffers(server.host))
     windows = {}
     for priority in (Priority.DEMAND, Priority.PREFETCH):
