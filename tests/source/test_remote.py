@@ -300,7 +300,7 @@ async def test_the_registrys_limit_through_a_mirror(world: World) -> None:
     )
     source = world.source(world.mirror(daemon.proxy))
     with pytest.raises(SourceError, match="429"):
-        await right(source, 0, 9, deadline_s=0.1)
+        await right(source, 0, 9, deadline_s=1)
     assert world.asked_by_us() == []
     assert (await right(source, 0, 9)).given == {Giver.PEER: 9}
 
@@ -368,7 +368,7 @@ async def test_a_dfdaemon_without_an_origin(world: World) -> None:
     world.origin.default = answer(503)
     assert (await right(source, 2 * MIB, 4 * MIB)).given == {Giver.PEER: 2 * MIB}
     with pytest.raises(SourceError, match="503") as caught:
-        await right(source, 8 * MIB, 9 * MIB, deadline_s=0.3)
+        await right(source, 8 * MIB, 9 * MIB, deadline_s=1)
     assert caught.value.fault is Fault.ORIGIN
 
 
@@ -462,7 +462,7 @@ async def test_a_proxy_and_nobody_else(world: World) -> None:
     assert spent.given == {Giver.PEER: MIB} and spent.requests == 4
     daemon.faults.answers.extend([(503, {}, b"")] * 1000)
     with pytest.raises(SourceError, match="503"):
-        await right(source, 0, MIB, deadline_s=0.2)
+        await right(source, 0, MIB, deadline_s=1)
     assert world.asked_by_us() == []
 
 
