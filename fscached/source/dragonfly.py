@@ -101,6 +101,11 @@ def widened(start: int, end: int, size_bytes: int) -> tuple[int, int]:
     return (first, last) if first >= 0 else (start, end)
 
 
+def _pieces(start: int, end: int) -> range:
+    """The numbers of those that hold [start, end), where pieces are the least there are."""
+    return range(start // PIECE_BYTES, -(-end // PIECE_BYTES))
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """How one peer is reached. `base` takes the place of the registry's scheme and host, empty:
@@ -134,6 +139,8 @@ class Peer:
         self._trust = trust
         self._here = is_loopback(urlsplit(way.name).netloc)
         self._granular = self._here
+        self._pieces: dict[str, set[int]] = {}
+        """What it has, by blob: forgotten when it fails, for a new one may have none."""
         self._pace = Pace(round(_STEP_BYTES / way.timeout_s), math.ceil(way.timeout_s))
         ours = _DRAGONFLY | {"X-Dragonfly-Registry": registry.base}
         self._headers = {
@@ -175,19 +182,26 @@ class Peer:
             case Verdict.FAULT:
                 raise SourceError(what, Fault.PEER)
 
-    def extent(self, start: int, end: int, size_bytes: int) -> tuple[int, int]:
+    def extent(self, blob_id: str, start: int, end: int, size_bytes: int) -> tuple[int, int]:
         """The range to ask for when [start, end) is wanted of a blob; `size_bytes` 0: not known.
 
         One on this machine that is, or may be, a Rust client is asked for one that it shares with
-        other peers. Any other would move what nobody wants over the network, or keep it apart.
+        other peers, unless it has those pieces. Any other would move what nobody wants over the
+        network, or keep it apart.
         """
-        return widened(start, end, size_bytes) if self._granular else (start, end)
+        if not self._granular or self._pieces.get(blob_id, set()).issuperset(_pieces(start, end)):
+            return start, end
+        return widened(start, end, size_bytes)
 
-    def giver(self, reply: Reply) -> Giver:
-        """Who gave the bytes of an answer, as far as it tells. What it is shows in the same."""
+    def answered(self, blob_id: str, request: Request, reply: Reply) -> Giver:
+        """Who gave the bytes of an answer, as far as it tells. What it is, and what it has from now
+        on, shows in the same."""
         headers = reply.headers
         rust = any(name in headers for name in _RUST)
         self._granular = rust and self._here
+        if self._granular and reply.fault is None:
+            got = _pieces(request.start, request.start + reply.fed_bytes)
+            self._pieces.setdefault(blob_id, set()).update(got)
         if headers.get("x-dragonfly-task-download-finished") == "true":
             return Giver.LOCAL_PEER if self._here else Giver.REMOTE_PEER
         if rust or any(name in headers for name in _GO):
@@ -220,6 +234,7 @@ class Peer:
                 self._watch.left()
                 log.info("peer %s: blob %s is read elsewhere: %s", self.name, blob_id[:12], error)
             case _:
+                self._pieces.clear()
                 self._watch.failed(now_s, str(error))
 
     def lied(self, now_s: float) -> None:

@@ -239,7 +239,8 @@ class Remote:
         read.origin = route.origin
         began, start, end = trail.position, trail.position, read.end
         if isinstance(endpoint, Peer):
-            start, end = endpoint.extent(start, end, self._sizes.get(trail.blob_id, 0))
+            size_bytes = self._sizes.get(trail.blob_id, 0)
+            start, end = endpoint.extent(trail.blob_id, start, end, size_bytes)
         read.surplus = began - start
         request = await endpoint.request(route, start, end, read.priority)
 
@@ -253,7 +254,9 @@ class Remote:
         if brought := trail.position - began:
             read.failures = read.refusals = read.stale_routes = 0
             self._respites.answered(route.origin)
-            giver = endpoint.giver(reply) if isinstance(endpoint, Peer) else Giver.ORIGIN
+            giver = Giver.ORIGIN
+            if isinstance(endpoint, Peer):
+                giver = endpoint.answered(trail.blob_id, request, reply)
             read.spent.given[giver] += brought
         if reply.fault is None and reply.status in (200, 206):
             return None

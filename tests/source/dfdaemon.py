@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 PIECE_BYTES = 4 << 20
 PIECE_LIMIT_BYTES = 64 << 20
 PARENTS_LIMIT = 3
+CHILDREN = 4
 BUFFER_BYTES = 1 << 20
 HEAD_LIMIT_BYTES = 64 << 10
 
@@ -308,8 +309,8 @@ class Scheduler:
         earlier = set(names[: names.index(host)])
         known = [name for name in names if name in earlier or holders[name].has]
         known = [name for name in known if name not in (host, *blocked)]
-        # Seeds first; then those that were made parents least often, so that a tree grows.
-        known.sort(key=lambda name: (name not in self._seeds, holders[name].children))
+        # Seeds first; then who asked first, up to so many children each: a tree, and a flat one.
+        known.sort(key=lambda name: (name not in self._seeds, holders[name].children // CHILDREN))
         if known:
             holders[known[0]].children += 1
         else:

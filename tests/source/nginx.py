@@ -31,7 +31,7 @@ http {{
     scgi_temp_path {root}/t5;
     {before}
     server {{
-        listen 127.0.0.1:{port}{tls};
+        listen {address}:{port}{tls};
         root {root}/files;
         {server}
     }}
@@ -52,8 +52,8 @@ class Access(NamedTuple):
 class Nginx:
     """One that runs; its files are below `files`."""
 
-    def __init__(self, root: Path, port: int) -> None:
-        self.host = f"127.0.0.1:{port}"
+    def __init__(self, root: Path, address: str, port: int) -> None:
+        self.host = f"{address}:{port}"
         self.port = port
         self.files = root / "files"
         self._root = root
@@ -70,36 +70,45 @@ class Nginx:
 
 @contextmanager
 def nginx(
-    root: Path, server: str = "", *, before: str = "", certificate: Path | None = None
+    root: Path,
+    server: str = "",
+    *,
+    before: str = "",
+    certificate: Path | None = None,
+    address: str = "127.0.0.1",
 ) -> Iterator[Nginx]:
     """Run one with directives of its `server` block, and others `before` that. `certificate`: a PEM
     file of key and chain to speak TLS with."""
     assert PROGRAM is not None
     (root / "files").mkdir(parents=True)
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port = probe.getsockname()[1]
     if certificate is not None:
         server += f"\nssl_certificate {certificate};\nssl_certificate_key {certificate};"
     tls = " ssl" if certificate is not None else ""
-    text = _CONFIG.format(root=root, port=port, server=server, before=before, tls=tls)
+    text = _CONFIG.format(
+        root=root, address=address, port=port, server=server, before=before, tls=tls
+    )
     (root / "nginx.conf").write_text(text)
     command = [PROGRAM, "-p", str(root), "-c", str(root / "nginx.conf"), "-e", str(root / "errors")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_until_listening(process, root, port)
-        yield Nginx(root, port)
+        _wait_until_listening(process, root, (address, port))
+        yield Nginx(root, address, port)
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_listening(process: subprocess.Popen[bytes], root: Path, port: int) -> None:
+def _wait_until_listening(
+    process: subprocess.Popen[bytes], root: Path, where: tuple[str, int]
+) -> None:
     for _ in _patience():
         if process.poll() is not None:
             raise RuntimeError(f"nginx ended: {(root / 'errors').read_text()}")
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex(where) == 0:
                 return
     raise TimeoutError("nginx does not listen")
 

@@ -456,7 +456,7 @@ async def test_a_scheduler_elsewhere() -> None:
         assert (await remote.register("t", "a", [0], [], False)).parents == {0: ["b"]}
         assert (await remote.register("t", "b", [0], ["a"], False)).parents == {0: []}
         await remote.has("t", "b", 0)
-        assert (await remote.register("t", "c", [0], [], True)).parents == {0: ["a", "b"]}
+        assert (await remote.register("t", "c", [0], [], True)).parents == {0: ["b", "a"]}
         await remote.seed("s")
         assert (await remote.register("t", "c", [7], [], True)).parents == {7: ["s"]}
         remote.close()

@@ -291,6 +291,14 @@ async def test_lies_set_it_aside(exchange: Exchange) -> None:
     assert third.admit(BLOB_ID, 51)
 
 
+def answer_of(
+    peer: Peer, headers: dict[str, str], start: int, end: int, fault: Fault | None = None
+) -> Giver:
+    """A peer answers a request for [start, end) with such headers."""
+    request = Request(peer.url(BLOB_ID), (), start, end, Priority.DEMAND, Trust())
+    return peer.answered(BLOB_ID, request, Reply(206, headers, end - start, fault, ""))
+
+
 RUST = {"x-dragonfly-task-id": "ab", "x-dragonfly-server-ip": "10.0.0.1"}
 FINISHED = RUST | {"x-dragonfly-task-download-finished": "true"}
 
@@ -310,7 +318,7 @@ FINISHED = RUST | {"x-dragonfly-task-download-finished": "true"}
 async def test_who_gave_it(site: Site, host: str, headers: dict[str, str], who: Giver) -> None:
     """As far as the answer tells."""
     peer = site.peer(base=f"http://{host}")
-    assert peer.giver(Reply(206, headers, 9, None, "")) is who
+    assert answer_of(peer, headers, 0, 9) is who
 
 
 @pytest.mark.asyncio
@@ -329,5 +337,27 @@ async def test_who_is_asked_for_more(
     """A Rust client on this machine, and one here that may be."""
     peer = site.peer(base=f"http://{host}")
     for more in (before, after):
-        assert (peer.extent(0, 9, 1 << 30) != (0, 9)) == more
-        peer.giver(Reply(206, headers, 9, None, ""))
+        assert (peer.extent(BLOB_ID, 0, 9, 1 << 30) != (0, 9)) == more
+        answer_of(peer, headers, PIECE_BYTES, PIECE_BYTES + 9)
+
+
+@pytest.mark.asyncio
+async def test_pieces_that_are_there(site: Site) -> None:
+    """Of what it has it is asked for no more than is wanted, until it fails: then it may be a new
+    one. What broke off is not there, nor is what another blob has."""
+    peer, size = site.peer(), 1 << 30
+    large = (0, PIECE_BYTES + 1)
+    assert peer.extent(BLOB_ID, 0, 9, size) == large
+    answer_of(peer, RUST, *large, Fault.NETWORK)
+    assert peer.extent(BLOB_ID, 0, 9, size) == large
+    answer_of(peer, RUST, *large)
+    assert peer.extent(BLOB_ID, 0, 9, size) == (0, 9)
+    assert peer.extent(BLOB_ID, 0, 2 * PIECE_BYTES, size) == (0, 2 * PIECE_BYTES)
+    second = 2 * PIECE_BYTES
+    assert peer.extent(BLOB_ID, second - 9, second + 1, size) == (
+        second - 9,
+        second - 8 + PIECE_BYTES,
+    )
+    assert peer.extent("6b" * 32, 0, 9, size) == large
+    peer.failed(BLOB_ID, SourceError("reset", Fault.NETWORK), 0)
+    assert peer.extent(BLOB_ID, 0, 9, size) == large
