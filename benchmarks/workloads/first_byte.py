@@ -93,15 +93,15 @@ WINDOW_BYTES = 1 << 20
 
 TURNS = (
     (
-        Case("alone_1m", LARGE, "read", PAUSE_S, WINDOW_BYTES),
-        Case("row_1m", LARGE, "read", 0, WINDOW_BYTES),
-        Case("mapped_1m", LARGE, "map", PAUSE_S, WINDOW_BYTES),
+        Case("1m_alone", LARGE, "read", PAUSE_S, WINDOW_BYTES),
+        Case("1m_row", LARGE, "read", 0, WINDOW_BYTES),
+        Case("1m_mapped", LARGE, "map", PAUSE_S, WINDOW_BYTES),
     ),
     (
-        Case("alone_64k", SMALL, "read", PAUSE_S, WINDOW_BYTES),
-        Case("row_64k", SMALL, "read", 0, WINDOW_BYTES),
+        Case("64k_alone", SMALL, "read", PAUSE_S, WINDOW_BYTES),
+        Case("64k_row", SMALL, "read", 0, WINDOW_BYTES),
     ),
-    (Case("row_64k_window_64k", SMALL, "read", 0, 64 * KIB),),
+    (Case("64k_row-small-windows", SMALL, "read", 0, 64 * KIB),),
 )
 """Of every turn the cases share a mount, and read different chunks."""
 
@@ -242,12 +242,12 @@ class Bench:
             opening = found.pop()
             seconds = self._read(first, [opening])
             if first is TURNS[0][0]:
-                self._note("opening", [opening], seconds)
+                self._note("1m_opening", [opening], seconds)
             for case in cases:
                 read, found = found[:READS], found[READS:]
                 self._note(case.name, read, self._read(case, read))
                 if case is first:
-                    self._note(f"{case.name}_client", read, self._ask(case, read))
+                    self._note(f"{case.name}-client", read, self._ask(case, read))
         self._machine.stop()
 
     def _read(self, case: Case, read: Sequence[Target]) -> list[float]:

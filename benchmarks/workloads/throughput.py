@@ -3,7 +3,7 @@
 One large file is read through the mount, from an uncompressed and from a zstd image, by HTTP beside
 the C program, by HTTPS (nginx before the registry) beside curl(1) with one request for the whole
 blob. Both others move the uncompressed image. The C program asks for ranges as long as our longest;
-`_over_1m` is the same beside ranges of 1 MiB, each of which costs docker-registry a read of 4 MiB.
+`-1m` is the same beside ranges of 1 MiB, each of which costs docker-registry a read of 4 MiB.
 
 On this machine's own kernel also by HTTPS from a zstd image on one processor and on two: servers,
 daemon and reader all have the same.
@@ -290,7 +290,7 @@ def _results(figures: dict[str, list[float]]) -> Iterator[Result]:
     for name in names:
         other = figures[name.rpartition("_")[2]]
         yield result(f"cold_{name}", "MB/s", "higher", figures[name], other)
-    yield result("cold_plain_http_over_1m", "MB/s", "higher", figures["plain_http"], figures["1m"])
+    yield result("cold_plain_http-1m", "MB/s", "higher", figures["plain_http"], figures["1m"])
     for name in names:
         other = figures.get(f"{name.rpartition('_')[2]} cpu", [])
         yield result(f"cpu_{name}", "s/GB", "lower", figures[f"{name} cpu"], other)
@@ -300,6 +300,6 @@ def _results(figures: dict[str, list[float]]) -> Iterator[Result]:
 
 def _processors(figures: dict[str, list[float]]) -> Iterator[Result]:
     one, two = (figures[f"processors {count}"] for count in PROCESSORS)
-    yield result("zstd_https_two_processors", "MB/s", "higher", two, one)
+    yield result("cold_zstd_two-processors", "MB/s", "higher", two, one)
     one, two = (figures[f"processors {count} cpu"] for count in PROCESSORS)
-    yield result("cpu_zstd_https_two_processors", "s/GB", "lower", two, one)
+    yield result("cpu_zstd_two-processors", "s/GB", "lower", two, one)
