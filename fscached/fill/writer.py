@@ -17,6 +17,9 @@ from rafs_v6.blob import Chunk, ChunkMap
 SPAN_BYTES = 2 * 1024 * 1024
 """Chunks adjacent in the cache file are written together up to this length."""
 
+TOGETHER_BYTES = 32 * 1024
+"""Chunks up to this size are decompressed in one call (`rafs_v6.codec.decompress_together`)."""
+
 Write = Callable[[int, memoryview], None]
 """Writes aligned memory at an offset of the object's file; raises OSError."""
 
@@ -52,50 +55,85 @@ class Writer:
         """
         landing = Landing()
         base = self._chunks.remote_offset(run.first)
-        first, start, end = run.first, 0, 0
-        for index in range(run.first, run.end):
-            chunk = self._chunks[index]
-            if end > start and chunk.padded_end - start > SPAN_BYTES:
-                self._flush(Run(first, index), start, end, landing)
-                start = end
-            if end == start:
-                first, start = index, chunk.offset
-            remote = staged[chunk.remote_offset - base : chunk.remote_end - base]
-            reason = self._decode(index, chunk, start, remote)
-            if reason is None:
-                end = chunk.padded_end
-            else:
-                landing.bad.append((index, reason))
-                self._flush(Run(first, index), start, end, landing)
-                start = end
-        self._flush(Run(first, run.end), start, end, landing)
+        chunks = [self._chunks[index] for index in range(run.first, run.end)]
+        at = 0
+        while at < len(chunks):
+            span = chunks[at : at + _span_count(chunks, at)]
+            remotes = [staged[c.remote_offset - base : c.remote_end - base] for c in span]
+            self._land_span(run.first + at, span, remotes, landing)
+            at += len(span)
         return landing
 
-    def _decode(self, index: int, chunk: Chunk, start: int, remote: memoryview) -> str | None:
-        """Put a chunk into the span that starts at byte `start` of the file, padded with zeros;
-        or say what is wrong."""
-        span = _grown(self._local, "span", chunk.padded_end - start)
-        end = chunk.offset + chunk.size - start
-        plain = span[chunk.offset - start : end]
-        try:
-            if chunk.compressed:
-                codec.decompress_into(self._chunks.compressor, remote, plain)
-            else:
-                plain[:] = remote
-        except ImageError as error:
-            return str(error)
+    def _land_span(
+        self, first: int, chunks: list[Chunk], remotes: list[memoryview], landing: Landing
+    ) -> None:
+        """Bring adjacent chunks, of which `first` is the first, into the file together."""
+        start = chunks[0].offset
+        memory = _grown(self._local, "span", chunks[-1].padded_end - start)
+        plains = [memory[c.offset - start : c.offset - start + c.size] for c in chunks]
+        reasons = self._decode(chunks, remotes, plains)
+        good = 0
+        for at, (chunk, plain) in enumerate(zip(chunks, plains, strict=True)):
+            reason = reasons.get(at) or self._fault(first + at, plain)
+            if reason is None:
+                end = chunk.offset + chunk.size
+                memory[end - start : chunk.padded_end - start] = bytes(chunk.padded_end - end)
+                continue
+            landing.bad.append((first + at, reason))
+            self._flush(first, chunks, good, at, memory, landing)
+            good = at + 1
+        self._flush(first, chunks, good, len(chunks), memory, landing)
+
+    def _decode(
+        self, chunks: list[Chunk], remotes: list[memoryview], plains: list[memoryview]
+    ) -> dict[int, str]:
+        """Fill `plains`; what is wrong, by position, with those that cannot be."""
+        todo = list(range(len(chunks)))
+        small = [at for at in todo if chunks[at].compressed and chunks[at].size <= TOGETHER_BYTES]
+        if len(small) > 1 and codec.decompress_together(
+            self._chunks.compressor, [remotes[at] for at in small], [plains[at] for at in small]
+        ):
+            todo = sorted({*todo} - {*small})
+        reasons = {}
+        for at in todo:
+            try:
+                if chunks[at].compressed:
+                    codec.decompress_into(self._chunks.compressor, remotes[at], plains[at])
+                else:
+                    plains[at][:] = remotes[at]
+            except ImageError as error:
+                reasons[at] = str(error)
+        return reasons
+
+    def _fault(self, index: int, plain: memoryview) -> str | None:
+        """What is wrong with the bytes of a chunk."""
         expected = self._chunks.digest(index) if self._verify else None
         if expected is not None and codec.digest(self._chunks.digester, plain) != expected:
             return "its digest is not the one the image names"
-        padding = chunk.padded_end - start - end
-        span[end : end + padding] = bytes(padding)
         return None
 
-    def _flush(self, span: Run, start: int, end: int, landing: Landing) -> None:
-        """Write the chunks that are bytes [start, end) of the file."""
-        if start < end:
-            self._write(start, _grown(self._local, "span", end - start)[: end - start])
-            landing.landed.append(span)
+    def _flush(
+        self,
+        first: int,
+        chunks: list[Chunk],
+        begin: int,
+        end: int,
+        memory: memoryview,
+        landing: Landing,
+    ) -> None:
+        """Write the chunks from position `begin` to `end`."""
+        if begin < end:
+            base, start = chunks[0].offset, chunks[begin].offset
+            self._write(start, memory[start - base : chunks[end - 1].padded_end - base])
+            landing.landed.append(Run(first + begin, first + end))
+
+
+def _span_count(chunks: list[Chunk], at: int) -> int:
+    """How many from there on are written together: one, or as many as SPAN_BYTES hold."""
+    end, start = at + 1, chunks[at].offset
+    while end < len(chunks) and chunks[end].padded_end - start <= SPAN_BYTES:
+        end += 1
+    return end - at
 
 
 def _grown(local: threading.local, name: str, size_bytes: int) -> memoryview:

@@ -100,6 +100,45 @@ def test_a_zstd_frame_need_not_say_its_size() -> None:
     assert unpack(Compressor.ZSTD, packed, 5000) == b"chunk" * 1000
 
 
+@given(plains=st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=9))
+def test_frames_decode_together_as_each_alone(plains: list[bytes]) -> None:
+    """Each target has what its own source holds."""
+    sources = [codec.compress(Compressor.ZSTD, plain * 20) or b"" for plain in plains]
+    targets = [memoryview(bytearray(20 * len(plain))) for plain in plains]
+    assert codec.decompress_together(Compressor.ZSTD, sources, targets)
+    assert [bytes(target) for target in targets] == [plain * 20 for plain in plains]
+
+
+@pytest.mark.parametrize("fault", ["damaged", "short", "long", "unsized", "bomb", "lz4"])
+def test_nothing_decodes_together_when_one_does_not(fault: str) -> None:
+    """Whoever asked finds out which; no target was touched, no memory taken for a bomb."""
+    compressor, size = Compressor.ZSTD, 5000
+    good = codec.compress(compressor, b"chunk" * 1000)
+    assert good is not None
+    sources, targets = [good, good, good], [memoryview(bytearray(size)) for _ in range(3)]
+    match fault:
+        case "damaged":
+            sources[1] = good[:-1] + b"\0"
+        case "short":
+            sources[1] = good[:-3]
+        case "long":
+            targets[1] = memoryview(bytearray(size - 1))
+        case "unsized":
+            stream = zstandard.ZstdCompressor().compressobj()
+            sources[1] = stream.compress(b"chunk" * 1000) + stream.flush()
+        case "bomb":
+            sources[1] = bombs()[0][1]
+        case _:
+            compressor = Compressor.LZ4_BLOCK
+    tracemalloc.start()
+    try:
+        assert not codec.decompress_together(compressor, sources, targets)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert not any(any(target) for target in targets)
+
+
 @pytest.mark.parametrize("compressor", PACKED)
 def test_threads_do_not_share_contexts(compressor: Compressor) -> None:
     """Four threads that start together on different chunks all get their own bytes."""
