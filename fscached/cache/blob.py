@@ -181,12 +181,16 @@ class Blob:
 
     def prefetch(self, start: int, end: int, limit_bytes: int) -> Fetch | None:
         """The first absent chunks of bytes [start, end), at most `limit_bytes` (but at least one
-        chunk), now marked as being prefetched; None when there are none."""
+        chunk), now marked as being prefetched; None when there are none. Those that readers wait
+        for are not among them: a prefetch may be held up for readers."""
         within = self.chunks.overlapping(start, end)
         first = self._states.find(State.ABSENT, within.start, within.stop)
+        while first in self._wants:
+            first = self._states.find(State.ABSENT, first + 1, within.stop)
         if first < 0:
             return None
-        return self._fetch(first, limit_bytes, State.PREFETCHING, within.stop)
+        stop = min((i for i in self._wants if first < i < within.stop), default=within.stop)
+        return self._fetch(first, limit_bytes, State.PREFETCHING, stop)
 
     def arrived(self, fetch: Fetch, index: int) -> bool:
         """A chunk's bytes are all here. False: somebody else was faster, do not use them."""

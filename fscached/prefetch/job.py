@@ -159,8 +159,11 @@ class Job:
 
     @property
     def in_flight(self) -> bool:
-        """Whether anybody is bringing any of it."""
-        return any(opened.blob and opened.blob.in_flight_bytes for opened in self.blobs.values())
+        """Whether anybody is bringing any of it, or waits for it."""
+        return any(
+            opened.waiting or (opened.blob and opened.blob.in_flight_bytes)
+            for opened in self.blobs.values()
+        )
 
     def report(self, now_s: float, held: bool, full: str) -> Report:
         """How it goes on. `held`: readers are served first just now; `full`: of what there is too

@@ -143,6 +143,18 @@ def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
     assert fly(target, quick) == [1]
 
 
+def test_what_readers_wait_for_is_not_prefetched():
+    """Stranded chunks are demand's own: a prefetch may be held up for the sake of readers."""
+    target = blob([1] * 8, window_pages=1, outage_limit_s=OUTAGE_LIMIT_S)
+    (fetch,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
+    assert target.lost(fetch, 1.0, Ending.AWAY) == ([], ()) and target.stranded
+    brought = []
+    while fetch := target.prefetch(0, END, 8 * PAGE):
+        brought.append((fetch.first, fetch.end))
+    assert brought == [(0, 3), (4, 8)]
+    assert target.prefetch(3 * PAGE, 4 * PAGE, PAGE) is None
+
+
 def test_a_lost_chunk_refuses_for_a_while_and_then_is_fetched_anew():
     """The kernel asks again two to four times before it gives up: those fail at once."""
     target = blob([1] * 4)
