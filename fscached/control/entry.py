@@ -136,12 +136,14 @@ _BACKENDS: Final[dict[str, type[Backend]]] = {
 
 
 class Prefetch(msgspec.Struct, frozen=True):
-    """Whether to bring the whole image; `bandwidth_bytes_per_s` 0 is no limit."""
+    """What to bring before anybody asks: `whole` with what nothing recommends; lengths and
+    `bandwidth_bytes_per_s` 0: the daemon's own."""
 
     enable: bool = False
     threads: int = 0
     batch_bytes: int = 0
     bandwidth_bytes_per_s: int = 0
+    whole: bool = True
 
 
 class BlobEntry(msgspec.Struct, frozen=True):
@@ -209,8 +211,10 @@ def prefetch(given: Prefetch, ours: config.Prefetch) -> config.Prefetch:
     if not given.enable:
         return msgspec.structs.replace(ours, enabled=False)
     range_bytes = max(64 * config.KIB, given.batch_bytes // 4096 * 4096)
+    rest = () if given.whole else ("whole",)
     return msgspec.structs.replace(
         ours,
+        policies=tuple(policy for policy in ours.policies if policy not in rest),
         threads=given.threads,
         range_bytes=range_bytes if given.batch_bytes else ours.range_bytes,
         image_bandwidth_bytes_per_s=given.bandwidth_bytes_per_s or ours.image_bandwidth_bytes_per_s,
@@ -235,6 +239,7 @@ class _LegacyPrefetch(msgspec.Struct, frozen=True):
     threads_count: int
     merging_size: int
     bandwidth_rate: int
+    prefetch_all: bool = True
 
 
 class _LegacyCache(msgspec.Struct, frozen=True):
@@ -264,6 +269,7 @@ class _V2Prefetch(msgspec.Struct, frozen=True):
     threads: int = 8
     batch_size: int = 1 << 20
     bandwidth_limit: int = 0
+    prefetch_all: bool = True
 
 
 class _V2Cache(msgspec.Struct, frozen=True):
@@ -293,7 +299,11 @@ def _from_legacy(wire: _Wire, config: _Legacy) -> BlobEntry:
     prefetch = Prefetch()
     if given is not None:
         prefetch = Prefetch(
-            given.enable, given.threads_count, given.merging_size, given.bandwidth_rate
+            given.enable,
+            given.threads_count,
+            given.merging_size,
+            given.bandwidth_rate,
+            given.prefetch_all,
         )
     _check_cache_type(config.cache_type)
     return _entry(
@@ -316,7 +326,13 @@ def _from_v2(wire: _Wire, config: _V2) -> BlobEntry:
         config.metadata_path,
         places.work_dir,
         _backend(kind, settings),
-        Prefetch(given.enable, given.threads, given.batch_size, given.bandwidth_limit),
+        Prefetch(
+            given.enable,
+            given.threads,
+            given.batch_size,
+            given.bandwidth_limit,
+            given.prefetch_all,
+        ),
     )
 
 

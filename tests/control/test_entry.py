@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fscached import config
 from fscached.control import entry
 from fscached.control.entry import (
     S3,
@@ -206,3 +207,19 @@ def test_garbage_is_an_invalid_entry(body: bytes) -> None:
     """No other exception, whatever comes."""
     with pytest.raises(InvalidEntry):
         entry.parse(body)
+
+
+def test_an_images_prefetch_is_the_daemons_but_for_what_it_says() -> None:
+    """0 leaves it to the daemon; lengths are of whole pages and have a least one."""
+    ours = config.Prefetch(image_bandwidth_bytes_per_s=7, threads=1)
+    assert entry.prefetch(Prefetch(enable=False), ours).enabled is False
+    found = entry.prefetch(Prefetch(True, 8, (1 << 20) + 5, 1 << 21), ours)
+    assert (found.threads, found.range_bytes) == (8, 1 << 20)
+    assert found.image_bandwidth_bytes_per_s == 1 << 21
+    assert found.policies == ours.policies
+    found = entry.prefetch(Prefetch(True, 8, 1, 0, whole=False), ours)
+    assert (found.range_bytes, found.image_bandwidth_bytes_per_s) == (64 << 10, 7)
+    assert found.policies == ("trace", "table", "patterns", "sequential")
+    assert entry.prefetch(Prefetch(True, 8, 0, 0), ours).range_bytes == ours.range_bytes
+    off = config.Prefetch(enabled=False)
+    assert entry.prefetch(Prefetch(True, 8), off).enabled is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from http import HTTPStatus
 from pathlib import Path
@@ -25,12 +26,13 @@ from fscached.fill.objects import Objects
 from fscached.handover import Handover
 from fscached.images import Images
 from fscached.prefetch.clock import LoopClock
+from fscached.prefetch.job import Phase
 from fscached.prefetch.service import Means
 from fscached.prefetch.service import Service as Prefetcher
 from fscached.prefetch.traces import Traces
 from fscached.source import SourceError
 from fscached.source.registries import Registries
-from fscached.store import Store
+from fscached.store import Image, Store
 from fscached.transport import ObjectKey
 from tests.fake_kernel import FakeKernel
 from tests.fill.conftest import settled, until
@@ -160,6 +162,35 @@ async def test_a_bound_entry_is_served(tmp_path, built):
     (image,) = status.images
     assert image.blobs[0].resident_bytes == image.blobs[0].size_bytes
     await node.close()
+
+
+async def test_prefetch_is_ordered_and_traces_come_and_go(tmp_path, built):
+    """Of an image that is open; what was read is a trace under the bootstrap's own digest, since a
+    snapshotter's fsid is another one for each snapshot."""
+    node = Node(tmp_path, Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    with pytest.raises(ApiError, match="mount it first"):
+        node.service.prefetch("image-1")
+    with pytest.raises(ApiError, match="no image with fsid"):
+        node.service.prefetch("image-2")
+    assert node.service.prefetch_status("image-1").phase is Phase.OFF
+    blob = ObjectKey("shared", next(iter(built.blobs)))
+    await node.kernel.open(blob)
+    await node.kernel.read(blob, 0, 4096)
+    node.service.prefetch("image-1")
+    await until(lambda: node.service.prefetch_status("image-1").phase is Phase.DONE)
+    assert node.kernel.resident_bytes(blob) == node.service.status().images[0].blobs[0].size_bytes
+    run = await node.prefetch.trace(*_subject(node), run=True)
+    assert run is not None
+    assert run.fsid == hashlib.sha256(built.image.bootstrap).hexdigest()
+    node.kernel.umount(blob)
+    await until(lambda: node.prefetch._traces.load(run.fsid))
+    await node.close()
+
+
+def _subject(node: Node) -> tuple[ObjectKey, Image]:
+    (known,) = node.images
+    return known.key, known.image
 
 
 async def test_a_bound_entry_of_an_object_store_is_served(tmp_path, built):
