@@ -77,6 +77,28 @@ def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> Non
     assert ledger.asked(blob_id) == asked
 
 
+def test_a_trace_says_what_was_read_and_a_run_what_is_new(node: Node) -> None:
+    """First chunks of two files, in the order of reading; then of a third, which is news, and the
+    tail of a known one, which is not."""
+    first, second, third = (f"/{name}" for name in noise.names(WHOLE))
+    node.begin({"fetch": dict(WINDOW)})
+    node.mount(WHOLE, MOUNT)
+    run, size = node.guest.run, SHAPE.chunk_bytes
+    read = f"dd if={MOUNT}{{}} of=/dev/null bs={size} count=1 skip={{}} status=none".format
+    run(f"{read(third, 0)} && {read(first, 0)}")
+    show = ["fscached", "trace", "show", MOUNT, "-o", "json"]
+    known = json.loads(run(show).stdout)["files"]
+    # The kernel reads ahead, within the file.
+    assert [use["path"] for use in known] == [third, first]
+    assert all(1 <= use["chunks_read"] <= 2 for use in known)
+    run(["fscached", "trace", "export", MOUNT, "--to", "/run/base.trace"])
+    run(["fscached", "trace", "record", MOUNT])
+    run(f"{read(second, 0)} && {read(first, 9)}")
+    news = ["fscached", "trace", "diff", "/run/base.trace", MOUNT, "-o", "json"]
+    done = run(news, check=False)
+    assert (done.returncode, [use["path"] for use in json.loads(done.stdout)]) == (1, [second])
+
+
 @pytest.mark.machine
 @pytest.mark.alone
 def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int) -> None:
