@@ -309,6 +309,26 @@ class Log(Table, frozen=True):
         Meta(description="This and worse."),
     ] = "info"
     file: Annotated[str, Meta(pattern=ABSOLUTE_OR_EMPTY, description="Empty: standard error.")] = ""
+    rotate_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 50,
+            description="A file that would become larger is put aside as FILE.1; 0: never, and a"
+            " file that others move is opened anew.",
+        ),
+    ] = 0
+    rotated_files: Annotated[
+        int, Meta(ge=1, le=1000, description="How many are kept beside it.")
+    ] = 5
+    slow_read_s: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=3600,
+            description="A READ that took longer has a line that says what it waited for; 0: none.",
+        ),
+    ] = 1.0
 
 
 class Config(Table, frozen=True):

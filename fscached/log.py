@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import sys
 import time
@@ -93,12 +92,9 @@ recent_errors: Final = ErrorLog()
 """Errors of this process. Logging is global to the process, and so is this."""
 
 
-def configure(level: str = "info", file: str = "") -> None:
-    """Log to `file` (appended, reopened after a rotation, its directories made) or to stderr.
-
-    Raises OSError when the file cannot be opened.
-    """
-    handler = _file_handler(file) if file else logging.StreamHandler(sys.stderr)
+def configure(level: str = "info") -> None:
+    """Log to standard error. A daemon, which must not wait for it, begins `log_writer`."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     logging.basicConfig(handlers=[handler, recent_errors], force=True)
     set_level(level)
@@ -111,13 +107,6 @@ def set_level(level: str) -> None:
     root = logging.getLogger()
     root.setLevel(max(LEVELS[level], logging.WARNING))
     logging.getLogger("fscached").setLevel(LEVELS[level])
-
-
-def _file_handler(file: str) -> logging.Handler:
-    from logging.handlers import WatchedFileHandler  # costs an import of sockets and pickling
-
-    os.makedirs(os.path.dirname(os.path.abspath(file)), mode=0o755, exist_ok=True)
-    return WatchedFileHandler(file, encoding="utf-8")
 
 
 def _quoted(value: str) -> str:

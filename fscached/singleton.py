@@ -44,6 +44,7 @@ class Order(NamedTuple):
     upgrade: bool = False
     log_level: str | None = None
     log_file: str | None = None
+    log_rotation_mb: int | None = None
     descriptors: int | None = None
     """None: as many as are needed; 0: as they are."""
 
@@ -115,6 +116,11 @@ def configured(order: Order) -> tuple[Config, list[BlobEntry]]:
             config.log,
             level=order.log_level or config.log.level,
             file=os.path.abspath(order.log_file) if order.log_file else config.log.file,
+            rotate_bytes=(
+                config.log.rotate_bytes
+                if order.log_rotation_mb is None
+                else order.log_rotation_mb << 20
+            ),
         ),
     )
     return changed, entries

@@ -7,8 +7,7 @@ import os
 
 import uvloop
 
-from fscached import daemon
-from fscached import log as logs
+from fscached import daemon, log_writer
 from fscached.config import Config
 from fscached.control.notify import FdStore
 from fscached.failure import Missing
@@ -56,7 +55,7 @@ def main(config: Config, unsafe: bool = False) -> int:
 def leave(config: Config) -> int:
     """What comes after the last daemon, once nobody will hold the transport; the exit code."""
     transport = opening.inherited(config, FdStore().take())
-    logs.configure(config.log.level, config.log.file)
+    _write_log(config)
     if transport is not None:
         opening.leave(transport, config)
     return 0
@@ -64,9 +63,19 @@ def leave(config: Config) -> int:
 
 def begin_log(config: Config) -> None:
     """Log as configured, and first what of the configuration is nothing here."""
-    logs.configure(config.log.level, config.log.file)
+    _write_log(config)
     if config.ignored:
         log.info("keys of nydusd's do not apply here", extra={"keys": " ".join(config.ignored)})
+
+
+def _write_log(config: Config) -> None:
+    log_ = config.log
+    try:
+        log_writer.begin(log_.level, log_.file, log_.rotate_bytes, log_.rotated_files)
+    except OSError as error:
+        raise Missing(
+            f"{log_.file}: {error.strerror}", "name a file that can be written: file in [log]"
+        ) from None
 
 
 def make_directories(config: Config) -> None:

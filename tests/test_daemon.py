@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fscached import config, standalone
+from fscached import config, log_writer, standalone
 from fscached.failure import Missing
 
 ARTICLE = Path(__file__).parent / "data" / "nydusd" / "article.json"
@@ -23,6 +23,7 @@ def test_keys_that_do_not_apply_are_named_in_one_line(
     monkeypatch.setattr(standalone, "allow_descriptors", end)
     with pytest.raises(Missing, match="the rest"):
         standalone.main(config.load(ARTICLE))
+    assert log_writer.flush()
     (line,) = capsys.readouterr().err.splitlines()
     assert "level=info" in line
     assert "mode" in line and "digest_validate" in line and "enable_xattr" in line

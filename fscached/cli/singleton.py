@@ -100,6 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             upgrade=arguments.upgrade,
             log_level=arguments.log_level,
             log_file=arguments.log_file,
+            log_rotation_mb=arguments.log_rotation_size,
             descriptors=arguments.rlimit_nofile,
         )
     )

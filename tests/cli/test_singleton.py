@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fscached import config, singleton
+from fscached import config, log_writer, singleton
 from fscached.cli import main
 from fscached.singleton import Order
 
@@ -34,6 +34,7 @@ ORDER = Order(
     upgrade=True,
     log_level="info",
     log_file="/r/logs/nydusd.log",
+    log_rotation_mb=100,
 )
 
 
@@ -55,6 +56,7 @@ def test_options_in_any_order_on_both_sides_of_the_mode(
         ("--id", "dc2a"),
         ("--apisock", "/r/api1.sock"),
         ("--log-level", "info"),
+        ("--log-rotation-size", "100"),
         ("--supervisor", "/r/s.sock"),
         ("--log-file", "/r/logs/nydusd.log"),
     ]
@@ -106,7 +108,7 @@ def test_no_such_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     words = ["singleton", "-F", str(tmp_path / "no"), "-A", str(tmp_path / "a"), "-L", str(log)]
     assert main(words) == 3
     assert f"--fscache {tmp_path}/no: no such directory" in capsys.readouterr().err
-    assert "no such directory" in log.read_text()
+    assert log_writer.flush() and "no such directory" in log.read_text()
 
 
 def test_the_machines_own_settings_hold(tmp_path: Path) -> None:
@@ -119,6 +121,7 @@ def test_the_machines_own_settings_hold(tmp_path: Path) -> None:
     assert (found.fetch.deadline_s, found.cache.tag, entries) == (7, "mine", [])
     assert (found.cache.directory, found.kernel.transport) == ("/r/cache", "cachefiles")
     assert (found.api_socket, found.log.file) == ("/r/api1.sock", "/r/logs/nydusd.log")
+    assert found.log.rotate_bytes == 100 << 20
 
 
 def test_a_list_of_blobs_is_bound_at_the_start(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -93,16 +92,6 @@ def test_a_wrong_log_call_breaks_nothing(capsys: pytest.CaptureFixture[str]) -> 
     log.configure()
     logging.getLogger("fscached.x").error("%d", "no number")
     assert "Logging error" in capsys.readouterr().err
-
-
-def test_a_file_is_appended_and_its_directory_made(tmp_path: Path) -> None:
-    """nydus-snapshotter names a log file in a directory that nobody made."""
-    path = tmp_path / "logs" / "a" / "fscached.log"
-    log.configure("debug", str(path))
-    logging.getLogger("fscached.x").debug("one")
-    log.configure("warn", str(path))
-    logging.getLogger("fscached.x").info("two")
-    assert [text.split("event=")[1] for text in path.read_text().splitlines()] == ["one"]
 
 
 def test_an_unknown_level_is_refused() -> None:
