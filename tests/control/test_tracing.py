@@ -14,7 +14,7 @@ from fscached.prefetch.trace import Access, Trace, decode, encode
 from fscached.prefetch.traces import Traces
 from fscached.transport import ObjectKey
 from tests.control.test_service import Node, built, entry_of  # noqa: F401
-from tests.fill.conftest import until
+from tests.fill.conftest import settled, until
 from tests.rafs_v6.trees import Built
 
 pytestmark = pytest.mark.asyncio
@@ -43,6 +43,8 @@ async def test_a_new_run_begins_while_the_image_is_mounted(tmp_path, built: Buil
     size = await node.kernel.open(key)
     assert await refused(traces.known("image-1", run=True)) == 404
     await node.kernel.read(key, 0, 4096)
+    # The reader is awake before the loop has heard of what has come.
+    await settled(node.objects)
     first = await traced(node, "image-1", run=True)
     begun = await traces.record(RecordTrace("image-1"))
     assert (begun.fsid, begun.resident_bytes > 0) == ("image-1", True)
