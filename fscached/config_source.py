@@ -33,6 +33,13 @@ class Peer(Table, frozen=True, kw_only=True):
     timeout_s: Annotated[
         float, Meta(ge=1, le=300, description="A MiB slower than this is asked elsewhere.")
     ] = 5.0
+    small_ranges: Annotated[
+        bool,
+        Meta(
+            description="It has ranges of up to 4 MiB from other peers too: Dragonfly's Rust client"
+            " to v1.4.0 and from v1.5.3 on."
+        ),
+    ] = False
 
 
 class Mirror(Peer, frozen=True, kw_only=True):

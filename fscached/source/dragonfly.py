@@ -47,8 +47,6 @@ _PRIORITY: Final = {
 _DRAGONFLY: Final = {
     # Without a rule that matches, the Rust client passes everything through.
     "X-Dragonfly-Use-P2P": "true",
-    # The whole blob becomes a task that the scheduler knows of: others will have it from us.
-    "X-Dragonfly-Prefetch": "true",
     # From v1.5.3 on: small ranges, and small blobs, are asked of other peers too.
     "X-Dragonfly-Scheduling-Policy": "always",
     # What a signature adds to an address must not make it another task. The Rust client knows all
@@ -56,6 +54,9 @@ _DRAGONFLY: Final = {
     # named some.
     "X-Dragonfly-Filter": "Expires&Signature&ns",
 }
+# One that is shared has the rest of the blob for all who ask. One on this machine would take the
+# link that demand needs, and all of an image that nobody prefetches.
+_SHARED: Final = {"X-Dragonfly-Prefetch": "true"}
 # What an answer has that went through a dfdaemon: the Rust client's, the Go daemon's.
 _RUST: Final = ("x-dragonfly-task-id", "x-dragonfly-server-ip")
 _GO: Final = ("x-dragonfly-task", "x-dragonfly-peer")
@@ -110,13 +111,15 @@ def _pieces(start: int, end: int) -> range:
 class Way:
     """How one peer is reached. `base` takes the place of the registry's scheme and host, empty:
     they stay; `proxy` is the address of an HTTP proxy. `authorised`: what the registry wants as
-    Authorization goes there too. A MiB should not take longer than `timeout_s`."""
+    Authorization goes there too. `small_ranges`: it shares them too. A MiB should not take longer
+    than `timeout_s`."""
 
     name: str
     base: str
     proxy: str
     headers: Mapping[str, str]
     authorised: bool
+    small_ranges: bool
     timeout_s: float
     lie_pause_s: float
 
@@ -138,11 +141,13 @@ class Peer:
         self._watch = watch
         self._trust = trust
         self._here = is_loopback(urlsplit(way.name).netloc)
-        self._granular = self._here
+        self._granular = self._here and not way.small_ranges
         self._pieces: dict[str, set[int]] = {}
         """What it has, by blob: forgotten when it fails, for a new one may have none."""
         self._pace = Pace(round(_STEP_BYTES / way.timeout_s), math.ceil(way.timeout_s))
         ours = _DRAGONFLY | {"X-Dragonfly-Registry": registry.base}
+        if not self._here:
+            ours |= _SHARED
         self._headers = {
             priority: _lines(ours | said, way.headers) for priority, said in _PRIORITY.items()
         }
@@ -198,7 +203,7 @@ class Peer:
         on, shows in the same."""
         headers = reply.headers
         rust = any(name in headers for name in _RUST)
-        self._granular = rust and self._here
+        self._granular = rust and self._here and not self._way.small_ranges
         if self._granular and reply.fault is None:
             got = _pieces(request.start, request.start + reply.fed_bytes)
             self._pieces.setdefault(blob_id, set()).update(got)

@@ -165,6 +165,7 @@ class Registries:
             proxy="",
             headers=mirror.headers,
             authorised=mirror.authorization,
+            small_ranges=mirror.small_ranges,
             timeout_s=mirror.timeout_s,
             lie_pause_s=self._config.distrust_s,
         )
@@ -179,6 +180,7 @@ class Registries:
             proxy=proxy.url,
             headers={},
             authorised=True,
+            small_ranges=proxy.small_ranges,
             timeout_s=proxy.timeout_s,
             lie_pause_s=self._config.distrust_s,
         )

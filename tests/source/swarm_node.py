@@ -47,6 +47,7 @@ class Task:
     scheduler: str
     image: dict[str, dict[str, Any]]
     version: str = "1.5.1"
+    small_ranges: bool = False
     headers: dict[str, str] = field(default_factory=dict)
     plain_headers: dict[str, str] | None = None
     starts_with: list[tuple[str, int, int]] = field(default_factory=list)
@@ -116,7 +117,12 @@ def _key(blob_id: str) -> ObjectKey:
 
 async def read_by_us(task: Task, peer: Dfdaemon) -> dict[str, Any]:
     """The image through our sources."""
-    mirror = Mirror(host=f"http://{peer.proxy}", headers=task.headers, timeout_s=60)
+    mirror = Mirror(
+        host=f"http://{peer.proxy}",
+        headers=task.headers,
+        small_ranges=task.small_ranges,
+        timeout_s=60,
+    )
     registries = Registries(Config(source=config.Source(mirrors=(mirror,), stall_timeout_s=60)))
     sizes = {blob_id: blob["size_bytes"] for blob_id, blob in task.image.items()}
     source = registries.source(task.registry, REPOSITORY, None, "http", sizes=sizes)

@@ -102,6 +102,7 @@ class Site:
         proxy: str = "",
         headers: dict[str, str] | None = None,
         authorised: bool = False,
+        small_ranges: bool = False,
     ) -> Peer:
         way = Way(
             name=proxy or base,
@@ -109,6 +110,7 @@ class Site:
             proxy=proxy,
             headers=headers or {},
             authorised=authorised,
+            small_ranges=small_ranges,
             timeout_s=5,
             lie_pause_s=50,
         )
@@ -136,12 +138,18 @@ async def lines(peer: Peer, priority: Priority = Priority.DEMAND, at: str = "") 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize(("priority", "level"), [(Priority.DEMAND, "6"), (Priority.PREFETCH, "3")])
-async def test_what_a_peer_is_told(site: Site, priority: Priority, level: str) -> None:
-    """Both dialects at once; the registry as text without a slash at its end."""
-    assert await lines(site.peer(), priority) == {
+@pytest.mark.parametrize(
+    ("base", "more"),
+    [("http://127.0.0.1:4001", {}), ("http://10.0.0.1:4001", {"X-Dragonfly-Prefetch": "true"})],
+)
+async def test_what_a_peer_is_told(
+    site: Site, priority: Priority, level: str, base: str, more: dict[str, str]
+) -> None:
+    """Both dialects at once; the registry as text without a slash at its end. A shared one brings
+    the whole blob."""
+    assert await lines(site.peer(base=base), priority) == more | {
         "X-Dragonfly-Registry": "http://r.example.org",
         "X-Dragonfly-Use-P2P": "true",
-        "X-Dragonfly-Prefetch": "true",
         "X-Dragonfly-Scheduling-Policy": "always",
         "X-Dragonfly-Filter": "Expires&Signature&ns",
         "X-Dragonfly-Priority": level,
@@ -166,7 +174,7 @@ async def test_where_a_peer_is_asked(site: Site) -> None:
 async def test_configured_headers(site: Site) -> None:
     """They are sent too; one of ours gives way to one of the same name, however it is written."""
     own = {"x-dragonfly-PREFETCH": "false", "X-Dragonfly-Tag": "blue"}
-    told = await lines(site.peer(headers=own))
+    told = await lines(site.peer(base="http://10.0.0.1:4001", headers=own))
     assert told["x-dragonfly-PREFETCH"] == "false" and told["X-Dragonfly-Tag"] == "blue"
     assert "X-Dragonfly-Prefetch" not in told
 
@@ -339,6 +347,15 @@ async def test_who_is_asked_for_more(
     for more in (before, after):
         assert (peer.extent(BLOB_ID, 0, 9, 1 << 30) != (0, 9)) == more
         answer_of(peer, headers, PIECE_BYTES, PIECE_BYTES + 9)
+
+
+@pytest.mark.asyncio
+async def test_one_that_shares_small_ranges(site: Site) -> None:
+    """As configured: it is asked for what is wanted, before its first answer and after."""
+    peer = site.peer(small_ranges=True)
+    for _ in range(2):
+        assert peer.extent(BLOB_ID, 0, 9, 1 << 30) == (0, 9)
+        answer_of(peer, RUST, 0, 9)
 
 
 @pytest.mark.asyncio

@@ -192,6 +192,22 @@ async def test_two_nodes_ask_the_registry_once(world: World) -> None:
         assert sorted(world.asked()) == list(pairwise(PIECES))
 
 
+async def test_two_nodes_that_share_small_ranges(world: World) -> None:
+    """Peers from v1.5.3 on do as they are told, for a blob of one piece too; what is wanted is all
+    that is asked for."""
+    scheduler, behaviour = Scheduler(), behaviour_of("1.5.3")
+    async with AsyncExitStack() as stack:
+        daemons = [
+            await stack.enter_async_context(Dfdaemon(behaviour, scheduler).running())
+            for _ in range(3)
+        ]
+        sources = [
+            world.source(world.mirror(daemon.proxy, small_ranges=True)) for daemon in daemons
+        ]
+        await asyncio.gather(*(right(source, 5 * MIB, 6 * MIB) for source in sources))
+        assert world.asked() == [PIECES[1:3]]
+
+
 async def test_what_comes_behind_has_no_reader(world: World) -> None:
     """A read ends well though the peer breaks within what was asked for beyond it."""
     daemon = await world.daemon()
@@ -368,7 +384,7 @@ async def test_a_dfdaemon_that_breaks_in_the_middle(world: World, aborts: bool) 
 async def test_a_dfdaemon_without_an_origin(world: World) -> None:
     """What it has it gives, though the registry is away; what it does not have fails in time."""
     daemon = await world.daemon()
-    source = world.source(world.mirror(daemon.proxy, headers={"X-Dragonfly-Prefetch": "false"}))
+    source = world.source(world.mirror(daemon.proxy))
     await right(source, 0, MIB)
     world.origin.default = answer(503)
     assert (await right(source, 2 * MIB, 4 * MIB)).given == {Giver.PEER: 2 * MIB}
