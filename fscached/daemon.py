@@ -212,6 +212,7 @@ def _limits(config: Config) -> Limits:
         fetch.refusal_s,
         fetch.verify,
         fetch.outage_limit_s if fetch.on_source_outage == "wait" else None,
+        config.log.slow_read_s,
     )
 
 

@@ -144,6 +144,9 @@ class ImageStatus(msgspec.Struct, frozen=True):
     bootstrap: ObjectStatus
     blobs: list[ObjectStatus]
     prefetch: PrefetchStatus = PrefetchStatus(Phase.OFF)
+    last_demand_s: float = 0.0
+    """From its binding here (again, after a restart) to the last time that a reader had to wait for
+    something to be fetched; 0: never."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -155,6 +158,7 @@ class Totals(msgspec.Struct, frozen=True):
     reads: int = 0
     reads_waiting: int = 0
     reads_failed: int = 0
+    reads_slow: int = 0
     requests: int = 0
     received_bytes: int = 0
     written_bytes: int = 0

@@ -21,6 +21,7 @@ _HELP: Final = {
     "reads": "READs of the kernel.",
     "reads_waiting": "READs not answered yet.",
     "reads_failed": "READs answered without their bytes; the reader gets EIO.",
+    "reads_slow": "READs that took longer than log.slow_read_s; each has a line in the log.",
     "requests": "HTTP requests sent for bytes of blobs.",
     "received_bytes": "Bytes of their bodies.",
     "written_bytes": "Bytes written to cache files.",
@@ -117,6 +118,7 @@ def _lines(status: Status) -> Iterator[str]:
     yield from _objects(status.images, "size_bytes", "Uncompressed bytes of the image.")
     yield from _objects(status.images, "resident_bytes", "Bytes of the image in the cache.")
     yield from _objects(status.images, "in_flight_bytes", "Bytes of the image on their way.")
+    yield from _images(status.images)
     yield from _prefetches(status.images)
 
 
@@ -159,6 +161,13 @@ def _objects(images: list[ImageStatus], field: str, meaning: str) -> Iterator[st
     for image in images:
         value = sum(_amount(item, field) for item in (image.bootstrap, *image.blobs))
         yield f"fscached_image_{field}{{{_labels(image)}}} {value}"
+
+
+def _images(images: list[ImageStatus]) -> Iterator[str]:
+    name = "fscached_image_last_demand_seconds"
+    yield f"# HELP {name} From an image's binding to the last fetch that a reader waited for."
+    yield f"# TYPE {name} gauge"
+    yield from (f"{name}{{{_labels(image)}}} {image.last_demand_s:g}" for image in images)
 
 
 def _labels(image: ImageStatus) -> str:

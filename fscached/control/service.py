@@ -96,6 +96,7 @@ class ControlService:
         self._culling = culling
         self.cache = CacheService(config.cache, store, images, objects, culling)
         self._bindings: dict[ObjectKey, Binding] = {}
+        self._bound_s: dict[ObjectKey, float] = {}
         self._leaving: set[ObjectKey] = set()
         self._releasing: asyncio.Handle | None = None
         objects.on_closed = self._closed
@@ -107,7 +108,7 @@ class ControlService:
         left = [msgspec.convert(raw, Binding) for raw in self._handover.load() or []]
         bindings = {ObjectKey(binding.volume, binding.fsid): binding for binding in left}
         for key in self._bindings.keys() - bindings.keys():
-            del self._bindings[key]
+            del self._bindings[key], self._bound_s[key]
             self._images.unbind(*key)
         for key, binding in bindings.items():
             if self._bindings.get(key) == binding:
@@ -182,6 +183,7 @@ class ControlService:
                 reads=self._objects.tally.reads,
                 reads_waiting=self._objects.waiting,
                 reads_failed=_sum(tallies.values(), "reads_failed"),
+                reads_slow=_sum(tallies.values(), "slow_reads"),
                 requests=registries.requests,
                 received_bytes=registries.received_bytes,
                 written_bytes=_sum(tallies.values(), "landed_bytes"),
@@ -266,6 +268,7 @@ class ControlService:
         registration = Registration(image, binding.volume, source, prefetch)
         self._images.bind(registration)
         self._bindings[key] = binding
+        self._bound_s.setdefault(key, asyncio.get_running_loop().time())
         self._leaving.discard(key)
         return registration
 
@@ -342,7 +345,7 @@ class ControlService:
                 gone.append(key)
         for key in gone:
             self._leaving.remove(key)
-            del self._bindings[key]
+            del self._bindings[key], self._bound_s[key]
             self._images.unbind(*key)
         if gone:
             self._save()
@@ -409,7 +412,14 @@ class ControlService:
                 for entry in image.blobs
             ],
             prefetch=self._prefetch_status(registration),
+            last_demand_s=self._last_demand_s(registration),
         )
+
+    def _last_demand_s(self, registration: Registration) -> float:
+        bound_s = self._bound_s.get(registration.key, 0.0)
+        tallies = (self._objects.tallies.get(key) for key, _ in registration.blobs())
+        fetched = [it.fetched_s for it in tallies if it is not None and it.fetched_s is not None]
+        return max(0.0, max(fetched, default=bound_s) - bound_s)
 
     def _prefetch_status(self, registration: Registration) -> PrefetchStatus:
         report = self._prefetch.report(registration.key, registration.prefetch)

@@ -18,10 +18,11 @@ from fscached.fill.crew import Crew
 from fscached.fill.flight import Cargo, Flight, Hop
 from fscached.fill.inquiry import Inquiry
 from fscached.fill.scout import Scout
+from fscached.fill.stages import Pending, Stamps, tell
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
 from fscached.source import LocalSource, Priority, Source, SourceError
-from fscached.transport import NotReady, ObjectId, Ticket, Transport, Wanted
+from fscached.transport import NotReady, ObjectId, Transport, Wanted
 from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
 
@@ -43,6 +44,8 @@ class Limits:
     verify: bool
     outage_limit_s: float | None = None
     """None: a source that is away gets no more time than any other reason."""
+    slow_read_s: float = 0.0
+    """A READ that takes so long has a line in the log; 0: none has."""
 
 
 class Origin(NamedTuple):
@@ -111,14 +114,14 @@ class OpenBlob:
         self._chunks: ChunkMap | None = None
         self._writer: Writer | None = None
         self._loop = asyncio.get_running_loop()
-        self._early: dict[int, tuple[Wanted, float]] = {}
-        """READs that came before the chunks were known, and when they came."""
+        self._early: dict[int, Pending] = {}
+        """READs that came before the chunks were known."""
         self._learning: asyncio.Task[None] | None = None
         self._refused_until = 0.0
         # Kernels before 6.11 hand a ticket out again at once; a number of our own tells its READs
         # apart while an answer by a worker is not accounted for yet.
         self._numbers = itertools.count()
-        self._tickets: dict[int, Ticket] = {}
+        self._pending: dict[int, Pending] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tries: dict[int, int] = {}
@@ -127,13 +130,13 @@ class OpenBlob:
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
         number = next(self._numbers)
-        self._tickets[number] = want.ticket
+        pending = self._pending[number] = Pending(want, self._loop.time())
         if self.stage is Stage.READY:
-            self._want(number, want, self._loop.time())
-        elif self._loop.time() < self._refused_until:
+            self._want(number, want, pending.came_s)
+        elif pending.came_s < self._refused_until:
             self._fail([number])
         else:
-            self._early[number] = want, self._loop.time()
+            self._early[number] = pending
             self.learn()
         if self.watcher is not None:
             self.watcher.read(want.start, want.end)
@@ -169,7 +172,7 @@ class OpenBlob:
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
         self.stage = Stage.CLOSED
-        self._tickets.clear()
+        self._pending.clear()
         self._early.clear()
         self._scout.stop()
         if self._timer is not None:
@@ -182,7 +185,7 @@ class OpenBlob:
     @property
     def waiting(self) -> int:
         """How many readers wait."""
-        return len(self._tickets)
+        return len(self._pending)
 
     async def _learn(self) -> None:
         if self.stage is not Stage.NEW:
@@ -249,6 +252,7 @@ class OpenBlob:
         """Bring what readers wait for."""
         for fetch in fetches:
             self._tally.fetches += 1
+            self._tally.fetched_s = self._loop.time()
             if self.watcher is not None:
                 self.watcher.demanded(fetch)
             if self._local is not None:
@@ -346,16 +350,16 @@ class OpenBlob:
         return self.blob.completing(run)
 
     def wake(self, number: int) -> None:
-        ticket = self._tickets.get(number)
-        if ticket is not None:
-            self._transport.done(self.object, ticket)
+        pending = self._pending.get(number)
+        if pending is not None:
+            self._transport.done(self.object, pending.want.ticket)
 
     def landed(self, landing: Landing) -> None:
         assert self.blob is not None
-        self._answered(landing.woken)
+        self._answered(landing.woken, landing.stamps)
         before = self.blob.resident_bytes
         for run in landing.landed:
-            self._complete(self.blob.landed(run))
+            self._complete(self.blob.landed(run), landing.stamps)
             if self.stage is Stage.READY:
                 self._launch(self.blob.ahead(run))
         self._tally.landed_bytes += self.blob.resident_bytes - before
@@ -396,25 +400,37 @@ class OpenBlob:
         assert self._chunks is not None
         return self._chunks.remote_offset(index), self._chunks[index].remote_end
 
-    def _answered(self, numbers: list[int]) -> None:
+    def _answered(self, numbers: list[int], stamps: Stamps | None) -> None:
         """Workers have answered these."""
         for number in numbers:
-            if self._tickets.pop(number, None) is not None:
+            pending = self._pending.pop(number, None)
+            if pending is not None:
                 self._tally.reads_completed += 1
+                self._timed(pending, stamps)
 
-    def _complete(self, numbers: list[int]) -> None:
+    def _complete(self, numbers: list[int], stamps: Stamps | None = None) -> None:
         for number in numbers:
-            ticket = self._tickets.pop(number, None)
-            if ticket is not None:
+            pending = self._pending.pop(number, None)
+            if pending is not None:
                 self._tally.reads_completed += 1
-                self._transport.done(self.object, ticket)
+                self._transport.done(self.object, pending.want.ticket)
+                self._timed(pending, stamps)
 
     def _fail(self, numbers: list[int]) -> None:
         for number in numbers:
-            ticket = self._tickets.pop(number, None)
-            if ticket is not None:
+            pending = self._pending.pop(number, None)
+            if pending is not None:
                 self._tally.reads_failed += 1
-                self._transport.failed(self.object, ticket, errno.EIO)
+                self._transport.failed(self.object, pending.want.ticket, errno.EIO)
+                self._timed(pending, None, failed=True)
+
+    def _timed(self, pending: Pending, stamps: Stamps | None, *, failed: bool = False) -> None:
+        """A READ has its answer: was it slow?"""
+        limit_s, now_s = self._limits.slow_read_s, self._loop.time()
+        if limit_s and now_s - pending.came_s >= limit_s:
+            self._tally.slow_reads += 1
+            name = self.origin.source.name
+            tell(pending, now_s, self.origin.blob_id[:12], name, stamps, failed)
 
     def _arm(self) -> None:
         """Have the next deadline fire in the event loop, where no stuck writer can hold it up."""

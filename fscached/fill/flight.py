@@ -11,10 +11,12 @@ import mmap
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 from fscached.cache.blob import Fetch, Run
 from fscached.fill.crew import Crew
+from fscached.fill.stages import Stamps
 from fscached.fill.writer import Landing, Writer
 from fscached.source import Answer, LocalSource, Priority, Source
 from rafs_v6.blob import ChunkMap
@@ -77,9 +79,19 @@ class Cargo(NamedTuple):
         return Run(first, first + count)
 
 
-def _land(cargo: Cargo, tower: Tower, run: Run, tickets: list[int], staged: memoryview) -> Landing:
+def _land(
+    cargo: Cargo,
+    tower: Tower,
+    run: Run,
+    tickets: list[int],
+    staged: memoryview,
+    asked_s: float,
+    arrived_s: float,
+) -> Landing:
     """A worker's task: write, and wake those who waited for just that."""
+    began_s = monotonic()
     landing = cargo.writer.land(run, staged)
+    landing.stamps = Stamps(asked_s, arrived_s, began_s, monotonic(), landing.write_s)
     if not landing.bad:
         for ticket in tickets:
             tower.wake(ticket)
@@ -104,6 +116,7 @@ class Flight:
         self._idle: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._view = memoryview(b"")
+        self._asked_s = 0.0
 
     @property
     def brought_bytes(self) -> int:
@@ -128,6 +141,7 @@ class Flight:
         self, memory: mmap.mmap, source: Source, priority: Priority, deadline_s: float
     ) -> Answer:
         self._view = memoryview(memory)
+        self._asked_s = monotonic()
         try:
             answer = await source.read(
                 self._cargo.blob_id, self._start, self._end, priority, self._feed, deadline_s
@@ -169,7 +183,8 @@ class Flight:
             start, end = self._cargo.remote_of(run)
             staged = self._view[start - self._start : end - self._start]
             tickets = self._tower.completing(run)
-            task = partial(_land, self._cargo, self._tower, run, tickets, staged)
+            times = self._asked_s, monotonic()
+            task = partial(_land, self._cargo, self._tower, run, tickets, staged, *times)
             self._crew.start(task, self._worked, urgent=bool(tickets))
             self._working += 1
 
@@ -234,8 +249,9 @@ class Hop:
         """A worker's task: as `_land`, reading first."""
         start, end = self._cargo.remote_of(run)
         staged = self._cargo.writer.stage(end - start)
+        asked_s = monotonic()
         source.read_now(self._cargo.blob_id, start, end, staged)
-        return _land(self._cargo, self._tower, run, tickets, staged)
+        return _land(self._cargo, self._tower, run, tickets, staged, asked_s, monotonic())
 
     def _worked(self, outcome: Landing | Exception) -> None:
         self._working -= 1

@@ -17,7 +17,10 @@ class Tally:
     reads: int = 0
     reads_completed: int = 0
     reads_failed: int = 0
+    slow_reads: int = 0
     fetches: int = 0
+    fetched_s: float | None = None
+    """When something was fetched last because somebody read it, on the event loop's clock."""
     prefetches: int = 0
     landed_bytes: int = 0
     bad_chunks: int = 0

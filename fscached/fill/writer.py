@@ -9,8 +9,10 @@ import mmap
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from time import monotonic
 
 from fscached.cache.blob import Run
+from fscached.fill.stages import Stamps
 from rafs_v6 import ImageError, codec
 from rafs_v6.blob import Chunk, ChunkMap
 
@@ -32,6 +34,9 @@ class Landing:
     bad: list[tuple[int, str]] = field(default_factory=list)
     woken: list[int] = field(default_factory=list)
     """Tickets that were answered already."""
+    write_s: float = 0.0
+    """How long the writing took."""
+    stamps: Stamps | None = None
 
 
 class Writer:
@@ -124,7 +129,9 @@ class Writer:
         """Write the chunks from position `begin` to `end`."""
         if begin < end:
             base, start = chunks[0].offset, chunks[begin].offset
+            began_s = monotonic()
             self._write(start, memory[start - base : chunks[end - 1].padded_end - base])
+            landing.write_s += monotonic() - began_s
             landing.landed.append(Run(first + begin, first + end))
 
 
