@@ -130,13 +130,14 @@ class OpenBlob:
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
         number = next(self._numbers)
-        pending = self._pending[number] = Pending(want, self._loop.time())
+        now_s = self._loop.time()
+        self._pending[number] = want, now_s
         if self.stage is Stage.READY:
-            self._want(number, want, pending.came_s)
-        elif pending.came_s < self._refused_until:
+            self._want(number, want, now_s)
+        elif now_s < self._refused_until:
             self._fail([number])
         else:
-            self._early[number] = pending
+            self._early[number] = want, now_s
             self.learn()
         if self.watcher is not None:
             self.watcher.read(want.start, want.end)
@@ -352,7 +353,7 @@ class OpenBlob:
     def wake(self, number: int) -> None:
         pending = self._pending.get(number)
         if pending is not None:
-            self._transport.done(self.object, pending.want.ticket)
+            self._transport.done(self.object, pending[0].ticket)
 
     def landed(self, landing: Landing) -> None:
         assert self.blob is not None
@@ -413,7 +414,7 @@ class OpenBlob:
             pending = self._pending.pop(number, None)
             if pending is not None:
                 self._tally.reads_completed += 1
-                self._transport.done(self.object, pending.want.ticket)
+                self._transport.done(self.object, pending[0].ticket)
                 self._timed(pending, stamps)
 
     def _fail(self, numbers: list[int]) -> None:
@@ -421,13 +422,13 @@ class OpenBlob:
             pending = self._pending.pop(number, None)
             if pending is not None:
                 self._tally.reads_failed += 1
-                self._transport.failed(self.object, pending.want.ticket, errno.EIO)
+                self._transport.failed(self.object, pending[0].ticket, errno.EIO)
                 self._timed(pending, None, failed=True)
 
     def _timed(self, pending: Pending, stamps: Stamps | None, *, failed: bool = False) -> None:
         """A READ has its answer: was it slow?"""
         limit_s, now_s = self._limits.slow_read_s, self._loop.time()
-        if limit_s and now_s - pending.came_s >= limit_s:
+        if limit_s and now_s - pending[1] >= limit_s:
             self._tally.slow_reads += 1
             name = self.origin.source.name
             tell(pending, now_s, self.origin.blob_id[:12], name, stamps, failed)

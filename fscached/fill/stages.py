@@ -22,27 +22,24 @@ class Stamps(NamedTuple):
     write_s: float
 
 
-class Pending(NamedTuple):
-    """A READ without an answer, and when it came."""
-
-    want: Wanted
-    came_s: float
+Pending = tuple[Wanted, float]
+"""A READ without an answer, and when it came. A plain tuple: one is made for every READ."""
 
 
 def tell(
     pending: Pending, now_s: float, blob_id: str, source: str, stamps: Stamps | None, failed: bool
 ) -> None:
     """The one line of a slow READ."""
-    want = pending.want
+    want, came_s = pending
     what = {
         "blob": blob_id,
         "offset": want.start,
         "bytes": want.end - want.start,
-        "seconds": f"{now_s - pending.came_s:.3f}",
+        "seconds": f"{now_s - came_s:.3f}",
         "source": source,
     }
     if stamps is not None:
-        stages = spent(pending.came_s, now_s, stamps)
+        stages = spent(came_s, now_s, stamps)
         what |= {f"{stage}_s": f"{seconds:.3f}" for stage, seconds in stages.items()}
     log.warning("a slow read failed" if failed else "a slow read", extra=what)
 
