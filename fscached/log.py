@@ -32,7 +32,8 @@ LEVELS: Final = {
 _NAMES: Final = {number: name for name, number in LEVELS.items()} | {logging.CRITICAL: "error"}
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PLAIN: Final = re.compile(r"[!#-<>-\[\]-~]+")
-_SECRET_KEY: Final = re.compile(r"(?i)auth|password|secret|token|credential|cookie_header")
+SECRET_KEY: Final = re.compile(r"(?i)auth|password|secret|token|credential|cookie_header")
+"""What a name has that names a credential."""
 _SECRETS: Final = (
     (re.compile(r"(?i)\b(basic|bearer)\s+[A-Za-z0-9._~+/=-]{12,}"), r"\1 ***"),
     (re.compile(r"(://)[^/\s@\"]*@"), r"\1***@"),
@@ -62,7 +63,7 @@ class KeyValueFormatter(logging.Formatter):
         yield "event", record.getMessage()
         for key, value in vars(record).items():
             if key not in _STANDARD:
-                yield key, "***" if _SECRET_KEY.search(key) else str(value)
+                yield key, "***" if SECRET_KEY.search(key) else str(value)
         if record.exc_info and record.exc_info[1] is not None:
             yield "error", f"{type(record.exc_info[1]).__name__}: {record.exc_info[1]}"
             yield "trace", self.formatException(record.exc_info)

@@ -21,6 +21,7 @@ FLOORS = {
     "fscached.version": 0,
     "fscached.log": 0,
     "fscached.log_writer": 1,
+    "fscached.redaction": 1,
     "fscached.config_text": 1,
     "fscached.config_table": 1,
     "fscached.config_source": 2,
