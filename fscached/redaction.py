@@ -18,10 +18,14 @@ HIDDEN: Final = "***"
 SHORTEST: Final = 4
 """A known credential that is shorter would take half of the text along."""
 
-_BESIDE: Final = re.compile(
-    r"(?i)([\w.-]*(?:auth|passw|secret|token|credential|signature|access_key)[\w.-]*[\"']?\s*[:=]\s*)"
-    r"(\"(?:[^\"\\]|\\.)+\"|'(?:[^'\\]|\\.)+'|[^\s,;&}\]\"']+)"
+_NAME: Final = r"[\w.-]*(?:auth|passw|secret|token|credential|signature|access_key)[\w.-]*"
+_VALUES: Final = (
+    r"\\+\"(?:(?!\\*\").)+\\+\"",  # within a text that is quoted itself
+    r"\"(?:[^\"\\]|\\.)+\"",
+    r"'(?:[^'\\]|\\.)+'",
+    r"[^\s,;&}\]\"'\\]+",
 )
+_BESIDE: Final = re.compile(rf"(?i)({_NAME}\\*[\"']?\s*[:=]\s*)({'|'.join(_VALUES)})")
 
 
 class Redaction:

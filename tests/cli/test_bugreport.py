@@ -15,7 +15,6 @@ import pytest
 from fscached import log
 from fscached.cli import main
 from fscached.control import messages
-from fscached.transport import mount
 
 Fscached = Callable[..., tuple[int, str, str]]
 
@@ -73,7 +72,6 @@ def planted(
         file.write(f"headers = {{ X-Key = '{PLANTED['header']}' }}\n")
     log.recent_errors.lines.append(f"event=x token={PLANTED['event']}")
     monkeypatch.setenv("REGISTRY_PASSWORD", PLANTED["environment"])
-    monkeypatch.setattr(mount, "mount_points", lambda: [])
     reference = f"http://ann:{PLANTED['reference']}@host/app:1"
     daemon.registered["f"] = messages.ImageInfo(reference, "f" * 64, "", "", [], True)
 

@@ -22,6 +22,8 @@ WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=8, max_size=40)
         f'registry_auth: "{SECRET}"',
         f"{{'access_key_secret': '{SECRET}', 'host': 'h'}}",
         f'{{"X-Auth-Token":"{SECRET}"}}',
+        f'event="body was {{\\"auth\\": \\"{SECRET}\\"}}"',
+        f'{{"token": "with \\" a quote {SECRET}"}}',
         f"AWS_SECRET_ACCESS_KEY={SECRET} other=1",
         f"https://ann:{SECRET}@host/",
         f"http://s3/?X-Amz-Signature={SECRET}",
