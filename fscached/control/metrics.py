@@ -124,12 +124,13 @@ def _lines(status: Status) -> Iterator[str]:
 
 def _prefetches(images: list[ImageStatus]) -> Iterator[str]:
     for field, meaning in _PREFETCH_HELP.items():
-        yield f"# HELP fscached_image_prefetch_{field} {meaning}"
-        yield f"# TYPE fscached_image_prefetch_{field} gauge"
+        name = f"fscached_image_prefetch_{field.replace('eta_s', 'eta_seconds')}"
+        yield f"# HELP {name} {meaning}"
+        yield f"# TYPE {name} gauge"
         for image in images:
             value = getattr(image.prefetch, field)
             if value is not None:
-                yield f"fscached_image_prefetch_{field}{{{_labels(image)}}} {value}"
+                yield f"{name}{{{_labels(image)}}} {value}"
     yield "# HELP fscached_image_prefetch Which phase prefetch of the image is in."
     yield "# TYPE fscached_image_prefetch gauge"
     for image in images:
