@@ -5,27 +5,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from fscached.config import Config
-from fscached.control.api import routes
 from fscached.control.cache import looker
-from fscached.control.entry import BlobEntry as BlobCacheEntry
-from fscached.control.http import Server
 from fscached.control.service import ControlService
 from fscached.control.state import State
-from fscached.control.succession import Succession
 from fscached.culling.service import Culling
 from fscached.failure import Failure
 from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
+from fscached.handover import NAME as HANDOVER_NAME
 from fscached.handover import Handover
 from fscached.images import Images, Registration
 from fscached.prefetch.clock import LoopClock
@@ -40,9 +34,6 @@ from rafs_v6.layout import BlobEntry
 
 log = logging.getLogger(__name__)
 
-STATE_NAME = "state"
-"""Of the descriptor of the handover, among those that outlive a daemon."""
-
 PREFETCH_DEADLINE_S = 600.0
 """For one range; generous, since prefetch stands still while readers are served."""
 
@@ -51,12 +42,12 @@ ENDING_LIMIT_S = 5.0
 ENDING_PAUSE_S = 0.005
 
 
-class Beginning(NamedTuple):
-    """The kernel's end in hand, a predecessor's or a new one."""
-
-    transport: Transport
-    handover: Handover
-    takeover: bool
+def heir(config: Config, holdings: dict[str, int], state: Callable[[], State]) -> Daemon:
+    """A daemon of what its predecessor held. Raises Failure, ValueError."""
+    transport = opening.inherited(config, holdings)
+    if transport is None or HANDOVER_NAME not in holdings:
+        raise ValueError("what the supervisor keeps is not the kernel's device and a state")
+    return Daemon(config, transport, Handover(holdings[HANDOVER_NAME]), state)
 
 
 class Daemon:
@@ -70,7 +61,7 @@ class Daemon:
         state: Callable[[], State],
     ) -> None:
         """What the predecessor bound is bound again; nothing is answered yet."""
-        self.holdings: Mapping[str, int] = {STATE_NAME: handover.fd, **transport.holdings}
+        self.holdings: Mapping[str, int] = {HANDOVER_NAME: handover.fd, **transport.holdings}
         self._transport = transport
         self._crew = Crew(config.fetch_workers, Pool(config.fetch.buffer_pool_bytes))
         self._registries = Registries(config)
@@ -135,60 +126,6 @@ class Daemon:
 
     def _drain(self) -> None:
         self.objects.heed(self._transport.drain())
-
-
-async def serve(
-    config: Config,
-    beginning: Beginning | None,
-    *,
-    ready: Callable[[str], None] = lambda status: None,
-    identity: str | None = None,
-    supervisor: str | None = None,
-    entries: Sequence[BlobCacheEntry] = (),
-    stopped: Callable[[], None] = lambda: None,
-) -> None:
-    """Serve until SIGTERM, SIGINT or the API's `exit`. `beginning`: None to wait for a takeover by
-    the API; `ready` is told when the API listens, `stopped` when the end has begun; `entries` are
-    bound before.
-
-    Raises Failure when the daemon cannot begin.
-    """
-    stopping = asyncio.Event()
-    daemon: Daemon | None = None
-    async with AsyncExitStack() as stack:
-
-        def found(transport: Transport, handover: Handover) -> Daemon:
-            nonlocal daemon
-            daemon = Daemon(config, transport, handover, lambda: succession.state)
-            stack.push_async_callback(daemon.close)
-            return daemon
-
-        def heir(holdings: dict[str, int]) -> Daemon:
-            transport = opening.inherited(config, holdings)
-            if transport is None or STATE_NAME not in holdings:
-                raise ValueError("what the supervisor keeps is not the kernel's device and a state")
-            return found(transport, Handover(holdings[STATE_NAME]))
-
-        def service() -> ControlService | None:
-            running = succession.state is State.RUNNING
-            return daemon.service if daemon is not None and running else None
-
-        succession = Succession(stopping.set, heir, identity, supervisor)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        server = Server(config.api_socket, routes(succession, service), config.api)
-        if beginning is None:
-            succession.await_takeover()
-        else:
-            reign = found(beginning.transport, beginning.handover)
-            succession.accede(reign, beginning.takeover)
-            for entry in entries:
-                await reign.service.bind_blob_entry(entry)
-        await server.start()
-        stack.push_async_callback(server.close)
-        ready(f"serves {len(daemon.images) if daemon is not None else 0} images")
-        await stopping.wait()
-        stopped()
 
 
 def _take_over(transport: Transport) -> None:

@@ -12,6 +12,9 @@ import os
 import struct
 from typing import Any
 
+NAME = "state"
+"""Of the descriptor, among all that outlive a daemon."""
+
 _HEAD = struct.Struct("<QQ")
 """Offset and length in bytes of the half that counts; zeros when nothing was saved yet."""
 

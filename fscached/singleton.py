@@ -6,6 +6,7 @@ manager is not asked, since the one there may be is the snapshotter's own.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -16,15 +17,13 @@ import msgspec
 import uvloop
 
 from fscached import config as settings
-from fscached import config_text, daemon, standalone
+from fscached import config_text, serving
 from fscached.config import Config
 from fscached.config_text import ConfigError
 from fscached.control import entry, http
 from fscached.control.entry import BlobEntry
 from fscached.failure import Failure, Missing
-from fscached.handover import Handover
-from fscached.transport import opening, probe
-from fscached.transport.cachefiles import allow_descriptors
+from fscached.transport import descriptors
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def main(order: Order) -> int:
     Raises Failure when the daemon cannot begin.
     """
     config, entries = configured(order)
-    standalone.begin_log(config)
+    serving.begin_log(config)
     try:
         return _run(config, entries, order)
     except Failure as failure:
@@ -67,32 +66,43 @@ def _run(config: Config, entries: list[BlobEntry], order: Order) -> int:
     if not Path(order.fscache).is_dir():
         raise Missing(f"--fscache {order.fscache}: no such directory", "make it, or name another")
     if order.descriptors != 0:
-        needed = probe.descriptors(config.cache, config.kernel)
-        allow_descriptors(order.descriptors or needed)
-    standalone.make_directories(config)
+        needed = descriptors.needed(config.cache, config.kernel)
+        descriptors.allow(order.descriptors or needed)
+    serving.make_directories(config)
+    follows = order.upgrade or _is_kept(config, order)
+    if follows:
+        log.info("to take over", extra={"supervisor": order.supervisor or "none"})
     uvloop.run(
-        daemon.serve(
+        serving.serve(
             config,
-            None if order.upgrade else _beginning(config, order),
+            None if follows else _beginning(config, entries),
+            stopped=_end_soon,
             identity=order.identity,
             supervisor=order.supervisor,
-            entries=entries,
-            stopped=_end_soon,
         )
     )
     return 0
 
 
-def _beginning(config: Config, order: Order) -> daemon.Beginning | None:
-    """The device, or None when a predecessor has died and somebody keeps it: nydusd too tells the
-    one from a device in use by the predecessor's socket, which nobody listens on."""
+def _is_kept(config: Config, order: Order) -> bool:
+    """Whether a predecessor has died and somebody keeps the device: nydusd too tells that from a
+    predecessor that lives by its socket, which nobody listens on."""
+    if order.supervisor is None or not http.is_abandoned(config.api_socket):
+        return False
+    from fscached.transport.cachefiles import Cachefiles
+
     try:
-        return daemon.Beginning(opening.anew(config), Handover(), takeover=False)
-    except opening.Busy:
-        if order.supervisor is None or not http.is_abandoned(config.api_socket):
-            raise
-    log.info("the device is kept for us: to take over", extra={"supervisor": order.supervisor})
-    return None
+        Cachefiles.open(config.cache.directory, config.kernel.device).close()
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _beginning(config: Config, entries: list[BlobEntry]) -> serving.Beginning:
+    from fscached.handover import Handover
+    from fscached.transport import opening
+
+    return serving.Beginning(opening.anew(config), Handover(), takeover=False, entries=entries)
 
 
 def configured(order: Order) -> tuple[Config, list[BlobEntry]]:

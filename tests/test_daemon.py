@@ -8,6 +8,7 @@ import pytest
 
 from fscached import config, log_writer, standalone
 from fscached.failure import Missing
+from fscached.transport import descriptors
 
 ARTICLE = Path(__file__).parent / "data" / "nydusd" / "article.json"
 
@@ -20,7 +21,7 @@ def test_keys_that_do_not_apply_are_named_in_one_line(
     def end(_: int) -> None:
         raise Missing("the rest", "is other tests'")
 
-    monkeypatch.setattr(standalone, "allow_descriptors", end)
+    monkeypatch.setattr(descriptors, "allow", end)
     with pytest.raises(Missing, match="the rest"):
         standalone.main(config.load(ARTICLE))
     assert log_writer.flush()

@@ -41,10 +41,11 @@ FLOORS = {
     "fscached.images": 6,
     "fscached.control": 7,
     "fscached.daemon": 8,
-    "fscached.standalone": 9,
-    "fscached.singleton": 10,
-    "fscached.cli": 11,
-    "fscached.__main__": 12,
+    "fscached.serving": 9,
+    "fscached.standalone": 10,
+    "fscached.singleton": 11,
+    "fscached.cli": 12,
+    "fscached.__main__": 13,
 }
 """Rooms by floor. A room may import from lower floors and from itself, not from its neighbours."""
 

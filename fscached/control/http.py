@@ -51,6 +51,11 @@ class Reply(NamedTuple):
     content_type: str = JSON
     status: int = HTTPStatus.OK
 
+    @property
+    def code(self) -> HTTPStatus:
+        """The status that goes out."""
+        return HTTPStatus(self.status if self.body else HTTPStatus.NO_CONTENT)
+
 
 class ApiError(Exception):
     """A request that is refused or failed, with the status and the `code` of its reply."""
@@ -175,7 +180,10 @@ class _Connection:
             self.ending = True
             await self._send(_error_reply(error))
             return False
-        await self._send(await self._answer(request), head_only=request.method == "HEAD")
+        reply = await self._answer(request)
+        what = " ".join((request.method, request.path, *request.query.values()))
+        log.debug("asked", extra={"request": what, "status": int(reply.code)})
+        await self._send(reply, head_only=request.method == "HEAD")
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _event(self) -> h11.Event:
@@ -223,10 +231,9 @@ class _Connection:
         ]
         if has_body:
             headers.append((b"Content-Length", str(len(reply.body)).encode("ascii")))
-        status = HTTPStatus(reply.status if has_body else HTTPStatus.NO_CONTENT)
-        reason = status.phrase.encode("ascii")
+        reason = reply.code.phrase.encode("ascii")
         events: list[h11.Event] = [
-            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.Response(status_code=reply.code, headers=headers, reason=reason),
             h11.EndOfMessage(),
         ]
         if has_body and not head_only:

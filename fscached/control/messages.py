@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from fscached import __version__, version
 from fscached.control.state import State
-from fscached.prefetch.job import Phase
+from fscached.prefetch.phase import Phase
 
 REFERENCE_PATTERN: Final = (
     r"^[A-Za-z0-9\[][A-Za-z0-9._:/\[\]-]*(@[A-Za-z0-9_+.-]+:[0-9a-fA-F]{32,})?\Z"

@@ -20,7 +20,6 @@ from fscached.control.http import ApiError
 from fscached.control.messages import DaemonInfo
 from fscached.control.state import Lifecycle, State, Trigger
 from fscached.failure import Failure
-from fscached.transport import probe
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +159,8 @@ class Succession:
     async def _predecessors_end(self) -> None:
         """Wait until the predecessor's objects are closed: the kernel gives an object's READs to
         nobody else while somebody has it open."""
+        from fscached.transport import probe  # not before the API listens: it takes its time
+
         limit_s = asyncio.get_running_loop().time() + PREDECESSOR_LIMIT_S
         while await asyncio.to_thread(probe.has_objects, self._predecessor):
             if asyncio.get_running_loop().time() > limit_s:

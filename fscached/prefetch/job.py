@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from fscached.config import Prefetch
 from fscached.fill.blob import OpenBlob, Stage
 from fscached.prefetch import listing, policy
 from fscached.prefetch.budget import Budget, Speed
+from fscached.prefetch.phase import Phase
 from fscached.prefetch.policy import Agenda, Look, Range, Streams
 from fscached.prefetch.recording import Recording
 from fscached.prefetch.trace import Trace
@@ -28,24 +28,6 @@ log = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 1.0
 RETRY_PAUSE_LIMIT_S = 60.0
-
-
-class Phase(enum.StrEnum):
-    """How prefetch of an image goes on."""
-
-    OFF = "off"
-    """Not wanted."""
-    UNMOUNTED = "unmounted"
-    """None of it is open."""
-    WAITING = "waiting"
-    """Its chunks are not known yet, or the kernel does not answer for its files."""
-    RUNNING = "running"
-    PAUSED = "paused"
-    """It goes on by itself, when readers, the budget or the source let it."""
-    STOPPED = "stopped"
-    """The disk is nearly full; it goes on when there is room again."""
-    DONE = "done"
-    """All that its policies want is there."""
 
 
 class Report(NamedTuple):

@@ -18,7 +18,8 @@ from fscached.config import Prefetch
 from fscached.fill.blob import OpenBlob, Stage
 from fscached.prefetch.budget import Budget
 from fscached.prefetch.clock import Clock
-from fscached.prefetch.job import Job, Phase, Report, Taken, listed
+from fscached.prefetch.job import Job, Report, Taken, listed
+from fscached.prefetch.phase import Phase
 from fscached.prefetch.policy import Look, Range
 from fscached.prefetch.recording import Recording
 from fscached.prefetch.trace import Trace

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import threading
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -433,18 +432,6 @@ class Cachefiles:
         if unused:
             os.close(opened.fd)
         return True
-
-
-def allow_descriptors(count: int) -> int:
-    """Raise this process's limit of open descriptors to `count` or as near as it may, and return
-    it: every open object is one, and daemons are started with 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < count:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (count, max(hard, count)))
-        except (ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def _object_key(volume: bytes, cookie: bytes) -> ObjectKey:

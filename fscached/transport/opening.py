@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from contextlib import suppress
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from fscached.config import Cache, Config
 from fscached.failure import Failure, Missing
-from fscached.transport import Transport, cachefiles, fanotify, mount, probe
+from fscached.transport import Transport, cachefiles, descriptors, fanotify, mount, probe
 from fscached.transport.cache_file import forget_pages
 from fscached.transport.cachefiles import Cachefiles, Culling
 from fscached.transport.fanotify import Fanotify
@@ -20,10 +19,6 @@ from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
-
-
-class Busy(Missing):
-    """Another process has the kernel's device."""
 
 
 def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
@@ -37,7 +32,7 @@ def inherited(config: Config, holdings: dict[str, int]) -> Transport | None:
             device_fd = holdings[cachefiles.DEVICE_NAME]
             return Cachefiles.adopt(device_fd, config.cache.directory)
         if {fanotify.GROUP_NAME, fanotify.SLOTS_NAME} <= holdings.keys():
-            limit = cachefiles.allow_descriptors(probe.descriptors(config.cache, config.kernel))
+            limit = descriptors.allow(descriptors.needed(config.cache, config.kernel))
             return Fanotify.adopt(holdings, config.cache.directory, _floor(config.cache), limit)
     except OSError as error:
         raise Failure(
@@ -73,8 +68,7 @@ def _cachefiles(config: Config) -> Cachefiles:
             Culling(cache.file_run_percent, cache.file_cull_percent, cache.file_stop_percent),
         )
     except OSError as error:
-        kind = Busy if error.errno == errno.EBUSY else Missing
-        raise kind(
+        raise Missing(
             f"{config.kernel.device} cannot be used", probe.explain_open_failure(error)
         ) from None
     if not transport.supports_restore:

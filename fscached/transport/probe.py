@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fscached.config import Cache, Fetch, Kernel
-from fscached.transport import BLOCK_BYTES, probe_files
+from fscached.transport import BLOCK_BYTES, descriptors, probe_files
 from fscached.transport.host import (
     Finding,
     Host,
@@ -33,9 +33,6 @@ KERNEL_GONE = (7, 2)
 """EROFS over fscache came with 5.19 and was taken out of EROFS by 7.2."""
 
 RESTORE_FIRST = (6, 8)
-DESCRIPTORS_SPARE = 1024
-"""For connections, pipes and files, on top of one descriptor per open object."""
-
 _CAP_SYS_ADMIN = 1 << 21
 _CAP_SYS_RESOURCE = 1 << 24
 _OBJECT = "anon_inode:[cachefiles]"
@@ -88,7 +85,7 @@ def survey(
         Finding("transport", True, f"{transport}: {reason}"),
         *needs,
         _page_size(host),
-        _descriptors(host, descriptors(cache, kernel)),
+        _descriptors(host, descriptors.needed(cache, kernel)),
         _hung_tasks(host, fetch),
         _own_files([*_program(), cache.directory, *paths], points),
     ]
@@ -285,11 +282,6 @@ def _restore(host: Host, symbols: frozenset[str]) -> Finding:
         "no restore: a daemon that dies takes its mounts along" if known else "not known yet",
         "boot Linux 6.8 or newer, or Debian's 6.1" if known else "load an on-demand cachefiles",
     )
-
-
-def descriptors(cache: Cache, kernel: Kernel) -> int:
-    """How many a daemon may come to need."""
-    return cache.open_objects + kernel.unanswered_reads + DESCRIPTORS_SPARE
 
 
 def _descriptors(host: Host, wanted: int) -> Finding:

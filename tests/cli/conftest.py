@@ -15,7 +15,7 @@ from fscached import config
 from fscached.cli import main
 from fscached.control import api, http, messages
 from fscached.control.state import State
-from fscached.prefetch.job import Phase
+from fscached.prefetch.phase import Phase
 from fscached.transport import ObjectKey, mount
 
 FSID = "f" * 64

@@ -11,7 +11,7 @@ import pytest
 
 from fscached.cli import _download, prefetch
 from fscached.control.messages import PrefetchStatus
-from fscached.prefetch.job import Phase
+from fscached.prefetch.phase import Phase
 
 Fscached = Callable[..., tuple[int, str, str]]
 REFERENCE = "registry.test/app:1"

@@ -17,7 +17,7 @@ from fscached.control import api, http, messages
 from fscached.control.entry import BlobEntry
 from fscached.control.state import State
 from fscached.control.succession import Succession
-from fscached.prefetch.job import Phase
+from fscached.prefetch.phase import Phase
 from fscached.prefetch.trace import Access, Trace, TraceError, decode, encode
 
 BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from fscached.prefetch.job import Phase
+from fscached.prefetch.phase import Phase
 from fscached.prefetch.trace import Access, Trace
 from fscached.source import Priority
 from fscached.transport import OutOfSpace

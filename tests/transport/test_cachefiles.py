@@ -30,6 +30,7 @@ from fscached.transport import (
     Ticket,
     Transport,
     Wanted,
+    descriptors,
 )
 from fscached.transport import cachefiles as module
 from fscached.transport.cachefiles import Cachefiles, Culling, NoRestore
@@ -527,7 +528,7 @@ def test_the_limit_of_descriptors_is_raised(
 
     monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(state))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    assert module.allow_descriptors(8000) == now[0]
+    assert descriptors.allow(8000) == now[0]
     assert tuple(state) == now
 
 
