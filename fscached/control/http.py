@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import logging
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -32,6 +34,8 @@ JSON: Final = "application/json"
 QUERY_FIELDS_LIMIT: Final = 16
 PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
 CLOSE_GRACE_S: Final = 1.0
+DESCRIPTOR_LIMIT: Final = 1 << 16  # each number below one in use costs the kernel 8 bytes
+_HIGH_NUMBERS: Final = 16
 _READ_BYTES: Final = 1 << 12  # by how much a head may exceed its limit
 
 
@@ -272,6 +276,7 @@ def _listen(path: str) -> socket.socket:
         listener.bind(fresh)
         os.chmod(fresh, 0o600)
         listener.listen(socket.SOMAXCONN)
+        listener = _highest(listener)
         # Whoever polls for the path must not find a socket that refuses connections.
         os.rename(fresh, path)
     except OSError as error:
@@ -281,6 +286,16 @@ def _listen(path: str) -> socket.socket:
             "make its directory, writable for root, or set another [api] socket",
         ) from None
     return listener
+
+
+def _highest(listener: socket.socket) -> socket.socket:
+    """The same under a number above those of all connections. The descriptors of a process that is
+    killed are closed from the highest down (task_work_run in kernel/task_work.c): whoever takes the
+    end of a connection for the end of the daemon must not find somebody who still listens."""
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], DESCRIPTOR_LIMIT)
+    with listener:
+        number = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, limit - _HIGH_NUMBERS)
+        return socket.socket(fileno=number)
 
 
 def is_abandoned(path: str) -> bool:

@@ -63,6 +63,17 @@ async def test_replies_look_like_nydusds(
 
 
 @pytest.mark.asyncio
+async def test_who_is_killed_stops_listening_before_its_connections_end(
+    connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+) -> None:
+    """The kernel closes the highest descriptor first, and a snapshotter connects anew as soon as
+    its connection ends: to a daemon that is still dying, and then its failover fails."""
+    highest = max(int(number) for number in os.listdir("/proc/self/fd"))
+    with socket.socket(fileno=os.dup(highest)) as found:
+        assert found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
+@pytest.mark.asyncio
 async def test_pipelined_requests_are_answered_in_order(
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
 ) -> None:

@@ -73,6 +73,7 @@ def make(
     yield make
     for snapshotter in made:
         snapshotter.close()
+        print(snapshotter.log.read_text())  # for whoever looks at a failure
 
 
 @pytest.fixture

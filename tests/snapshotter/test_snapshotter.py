@@ -182,11 +182,13 @@ def test_a_daemon_that_is_killed_has_a_successor(site: Site, images: int) -> Non
 
 
 def test_one_crash_after_the_other(site: Site) -> None:
-    """What is kept for a successor is kept for the next one too."""
+    """What is kept for a successor is kept for the next one too, also for one that dies before it
+    has left anything itself. (The snapshotter notices an end only once it has subscribed.)"""
     (fsid,) = site.bind(1)
     site.mount(fsid)
-    gone = []
+    gone: list[int] = []
     for place in range(3):
+        site.snapshotter.logs("Subscribe daemon", place + 1)
         gone.append(site.running(*gone))
         os.kill(gone[-1], signal.SIGKILL)
         start = place * READ_BYTES
@@ -209,7 +211,9 @@ def test_a_hot_upgrade(site: Site) -> None:
     site.registry.open.set()
     assert site.device.end_read(DOMAIN, site.blob, read) == site.bytes[:READ_BYTES]
     new = site.running(old)
-    assert not _alive(old) and site.bound() == set(fsids)
+    site.snapshotter.logs("Subscribe daemon", 2)
+    until(lambda: None if _alive(old) else True, "the old one does not end")
+    assert site.bound() == set(fsids)
     assert not fresh.exists() and site.snapshotter.nydusd.exists()
     assert site.device.opened == 1
     os.kill(new, signal.SIGKILL)
@@ -236,6 +240,7 @@ def test_a_snapshotter_that_is_killed_finds_the_daemon_again(site: Site) -> None
     site.snapshotter.start()
     site.snapshotter.keeps(2)
     assert site.snapshotter.daemons() == [pid]
+    site.snapshotter.logs("Subscribe daemon", 2)
     os.kill(pid, signal.SIGKILL)
     data = site.device.read(DOMAIN, site.blob, READ_BYTES, 2 * READ_BYTES)
     assert data == site.bytes[READ_BYTES : 2 * READ_BYTES]
