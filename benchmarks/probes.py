@@ -28,9 +28,10 @@ T = TypeVar("T")
 READ_BYTES = 4096
 SEQUENTIAL_BYTES = 1 << 20
 API_SOCKET = "/run/fscached/api.sock"
+OUTPUT = "/var/log/bench.out.log"
 REQUEST = b"GET /api/v1/daemon HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"
 PAUSE_S = 0.005
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def scattered(path: str, step_bytes: str, count: str, seed: str) -> None:
@@ -132,7 +133,7 @@ def _each(take: Callable[[T], None], of: Iterable[T], pause_s: float) -> None:
 def start(config: str) -> None:
     """The daemon goes on when this ends."""
     program = "/opt/fscached/bin/fscached"
-    log = (os.POSIX_SPAWN_OPEN, 1, "/var/log/bench.out.log", os.O_WRONLY | os.O_CREAT, 0o600)
+    log = (os.POSIX_SPAWN_OPEN, 1, OUTPUT, os.O_WRONLY | os.O_CREAT, 0o600)
     errors = (os.POSIX_SPAWN_DUP2, 1, 2)
     began = time.monotonic()
     pid = os.posix_spawn(
@@ -143,7 +144,8 @@ def start(config: str) -> None:
     )
     while not _answers():
         if time.monotonic() - began > PATIENCE_S:
-            raise SystemExit("fscached does not answer; see /var/log/bench.out.log")
+            with open(OUTPUT, errors="replace") as said:
+                raise SystemExit(f"fscached does not answer: {said.read()[-2000:]}")
         time.sleep(PAUSE_S)
     print(time.monotonic() - began, pid)
 
