@@ -64,6 +64,8 @@ class Service:
         self._slots = asyncio.Semaphore(means.concurrency)
         self._jobs: dict[ObjectKey, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._endings: set[asyncio.Task[None]] = set()
+        """Runs that are being kept."""
         self._full = ""
         self._full_until_s = 0.0
         self._refused = False
@@ -145,8 +147,10 @@ class Service:
         for task in (tasks := list(self._tasks)):
             task.cancel()
         await asyncio.gather(self._recovering, *tasks, return_exceptions=True)
-        await asyncio.gather(*(job.recording.end() for job in self._jobs.values() if job.recording))
+        for job in self._jobs.values():
+            self._end(job.recording)
         self._jobs.clear()
+        await asyncio.gather(*self._endings, return_exceptions=True)
 
     # What the blobs tell.
 
@@ -173,8 +177,7 @@ class Service:
             job.blobs.pop(blob_id, None)
             if not job.blobs and self._jobs.get(key) is job:
                 del self._jobs[key]
-                if job.recording is not None:
-                    self._spawn(job.recording.end())
+                self._end(job.recording)
 
     # Inside.
 
@@ -286,13 +289,22 @@ class Service:
             if opened.stage is Stage.NEW:
                 await asyncio.wait([opened.learn()])
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _end(self, recording: Recording | None) -> None:
+        """A run is over."""
+        if recording is not None:
+            self._spawn(recording.end(), self._endings)
+
+    def _spawn(
+        self, work: Coroutine[None, None, None], among: set[asyncio.Task[None]] | None = None
+    ) -> None:
+        tasks = self._tasks if among is None else among
         task = asyncio.ensure_future(work)
-        self._tasks.add(task)
+        tasks.add(task)
         task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._endings.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("prefetch: a bug of ours", exc_info=error)
 

@@ -314,8 +314,9 @@ async def test_what_is_being_written_when_a_run_ends_is_not_written_after_it(des
         await asyncio.to_thread(lambda: None)
     old.set()
     await until(lambda: (known := it.traces.load(IMAGE.cookie)) and len(known.accesses) == 2)
-    await it.close()
+    await it.service.close()  # which waits for the end of the run
     assert [file.name for file in (tmp_path / "traces").iterdir()] == [f"{IMAGE.cookie}.trace"]
+    it.here.close()
 
 
 async def test_a_run_cut_short_by_a_kill_is_not_lost(desk: Make):
