@@ -137,12 +137,14 @@ class Bench:
         )
         argv = ["curl", "--silent", "--parallel", "--parallel-max", str(case.in_flight)]
         began = time.monotonic()
-        process = subprocess.Popen([*argv, "--config", script])
+        process = subprocess.Popen([*argv, "--config", script], stderr=subprocess.PIPE, text=True)
+        assert process.stderr
+        said = process.stderr.read()  # its meter too, which nothing keeps it from showing
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.monotonic() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
-            raise SystemExit(f"curl: exit status {process.returncode}")
+            raise SystemExit(f"curl: exit status {process.returncode}: {said[-2000:]}")
         if sum(part.stat().st_size for part in directory.iterdir()) != self._size_bytes:
             raise SystemExit("curl: not all bytes")
         shutil.rmtree(directory)
