@@ -1,7 +1,7 @@
 """`scripts/bench NAME`: one bench; its last line is one JSON object.
 
 Each file in `workloads` is a bench of its name, found by being there. It has `run` for a guest,
-`run_native` for this machine's own kernel, or both.
+`run_native` for this machine's own kernel, or both; `draw` when its plot is of another kind.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import pkgutil
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
 import workloads
-from environments import Options
+from environments import Options, with_one_retry
 from harness import store
-from harness.qemu import GuestPanic
 from report import Report, table
 
 Run = Callable[[Options], Report]
@@ -45,12 +45,13 @@ def main() -> int:
             kernel=arguments.kernel,
             repetitions=arguments.repetitions or module.REPETITIONS,
             scratch=Path(scratch),
+            only=tuple(arguments.only),
+            long=arguments.long,
         )
-        report = _with_one_retry(run, options)
+        report = with_one_retry(partial(run, options))
     if arguments.plot is not None:
-        from plots import bars
-
-        bars.draw(report, arguments.plot)
+        draw = getattr(module, "draw", None) or importlib.import_module("plots.bars").draw
+        draw(report, arguments.plot)
     print(table(report))
     print(json.dumps(dataclasses.asdict(report)))
     return 0
@@ -64,17 +65,12 @@ def _arguments(benches: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--native", action="store_true", help="on this machine's own kernel; as root"
     )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PART", help="of the bench (repeatable)"
+    )
+    parser.add_argument("--long", action="store_true", help="what takes very long too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as SVG")
     return parser.parse_args()
-
-
-def _with_one_retry(run: Run, options: Options) -> Report:
-    """Under emulation a guest's kernel now and then dies of the emulator."""
-    try:
-        return run(options)
-    except GuestPanic as panic:
-        print(f"the guest's kernel died, once more: {panic}", file=sys.stderr)
-        return run(options)
 
 
 if __name__ == "__main__":

@@ -8,21 +8,38 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from harness.qemu import GuestPanic
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a bench was called. `scratch` is an empty directory that goes away with the run."""
+    """How a bench was called. `scratch` is an empty directory that goes away with the run. `only`
+    names the parts of the bench that are wanted, empty: all; `long`: what takes very long too."""
 
     bench: str
     kernel: str
     repetitions: int
     scratch: Path
+    only: tuple[str, ...] = ()
+    long: bool = False
+
+
+def with_one_retry(work: Callable[[], T]) -> T:
+    """Under emulation a guest's kernel now and then dies of the emulator: then once more."""
+    try:
+        return work()
+    except GuestPanic as panic:
+        print(f"the guest's kernel died, once more: {panic}", file=sys.stderr)
+        return work()
 
 
 def host(options: Options) -> dict[str, Any]:

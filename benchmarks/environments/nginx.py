@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ pid {directory}/pid;
 error_log {directory}/errors warn;
 events {{}}
 http {{
-    access_log off;
+    access_log {access_log};
     sendfile on;
     tcp_nopush on;
     keepalive_requests 1000000;
@@ -90,9 +90,11 @@ def certificates(directory: Path) -> Path:
     return directory / "authority.pem"
 
 
-def configuration(directory: str, ports: Ports, locations: str) -> str:
+def configuration(directory: str, ports: Ports, locations: str, *, access_log: str = "off") -> str:
     """What nginx reads; its own files and `server.pem` are in `directory`."""
-    return _CONFIGURATION.format(directory=directory, ports=ports, locations=locations)
+    return _CONFIGURATION.format(
+        directory=directory, ports=ports, locations=locations, access_log=access_log
+    )
 
 
 def files(directory: Path) -> str:
@@ -127,14 +129,24 @@ def on_host(directory: Path, locations: str, address: str = LOOPBACK) -> Iterato
             process.terminate()
 
 
-def in_guest(guest: Guest, ports: Ports, locations: str) -> None:
-    """Run one in a guest until its end. Raises CommandFailed when it does not answer."""
+def in_guest(
+    guest: Guest,
+    ports: Ports,
+    locations: str,
+    *,
+    within: Sequence[str] = (),
+    access_log: str = "off",
+) -> None:
+    """Run one in a guest until its end; `within` is a command that enters a namespace. Raises
+    CommandFailed when it does not answer."""
     with tempfile.TemporaryDirectory() as made:
         certificates(Path(made))
         for name in ("server.pem", "authority.pem"):
             guest.put(f"{FILES}/{name}", Path(made, name).read_bytes())
-    guest.put(f"{FILES}/nginx.conf", configuration(FILES, ports, locations).encode())
-    guest.start(["/usr/sbin/nginx", "-c", f"{FILES}/nginx.conf"], log=f"{FILES}/log")
+    text = configuration(FILES, ports, locations, access_log=access_log)
+    guest.put(f"{FILES}/nginx.conf", text.encode())
+    serve = [*within, "/usr/sbin/nginx", "-c", f"{FILES}/nginx.conf"]
+    guest.start(serve, log=f"{FILES}/log")
     retry = "--retry 200 --retry-delay 0 --retry-connrefused"
     guest.run(f"curl -s -o /dev/null {retry} http://{ports.address}:{ports.http}/")
 

@@ -42,7 +42,7 @@ class Daemon:
         lines = []
         for name, table in tables.items():
             lines.append(f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+            lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
         self._guest.put(CONFIG, "\n".join(lines).encode())
 
     def start(self, *, supervised: bool = True, env: Mapping[str, str] | None = None) -> float:
@@ -130,6 +130,15 @@ class Daemon:
             return self._guest.get(LOG).decode()
         except OSError:
             return ""
+
+
+def _toml(value: object) -> str:
+    """A value as TOML writes it: JSON but for tables."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
 
 
 def drop_caches(guest: Guest) -> None:

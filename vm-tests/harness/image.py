@@ -58,7 +58,7 @@ def debian(*options: str) -> Origin:
 
 def kept(images: Mapping[str, Sequence[str]], content_key: str) -> Origin:
     """Images by name and arguments of their conversion, kept until content or converter change."""
-    name = store.key(content_key, sorted(images.items()), _converter())
+    name = store.key(content_key, sorted(images.items()), converter())
 
     def build(directory: Path) -> None:
         _build(directory, images)
@@ -93,6 +93,6 @@ def _convert(arguments: Sequence[str]) -> str:
     return command.run([sys.executable, *convert], cwd=project.ROOT)
 
 
-def _converter() -> list[bytes]:
+def converter() -> list[bytes]:
     """What decides an image's bytes."""
     return [path.read_bytes() for path in sorted((project.ROOT / "rafs_v6").glob("*.py"))]

@@ -9,7 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -51,9 +51,18 @@ def requests(log: str) -> list[Request]:
 
 
 class Registry:
-    """docker-registry on the guest's loopback. Every byte it sends is in its access log."""
+    """docker-registry on the guest's loopback, or on that of the namespace which the command
+    `within` enters. Every byte it sends is in its access log."""
 
-    def __init__(self, guest: Guest, *, storage: str = STORAGE, port: int = 5000) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        *,
+        storage: str = STORAGE,
+        port: int = 5000,
+        within: Sequence[str] = (),
+    ) -> None:
+        self._within = list(within)
         self.address = f"127.0.0.1:{port}"
         self.storage = storage
         self._guest = guest
@@ -69,11 +78,11 @@ class Registry:
         Raises CommandFailed when it does not answer within `START_TIMEOUT_S`.
         """
         serve = ["/usr/bin/docker-registry", "serve", f"{self._files}/config.yml"]
-        self._process = self._guest.start(serve, log=self._log)
+        self._process = self._guest.start([*self._within, *serve], log=self._log)
         retry = ["--retry", "100", "--retry-delay", "0", "--retry-connrefused"]
         limit = ["--retry-max-time", str(int(START_TIMEOUT_S))]
         url = f"http://{self.address}/v2/"
-        self._guest.run(["curl", "-sSf", "-o", "/dev/null", *retry, *limit, url])
+        self._guest.run([*self._within, "curl", "-sSf", "-o", "/dev/null", *retry, *limit, url])
         self.forget()
 
     def stop(self) -> None:
