@@ -134,13 +134,13 @@ async def read_by_us(task: Task, peer: Dfdaemon) -> dict[str, Any]:
     started_s = time.monotonic() - began_s
     for blob_id, size_bytes in sizes.items():
         await reader.read(blob_id, 0, size_bytes)
-    tally = reader.objects.tally
+    tallies = reader.objects.tallies.values()
     said = {
         "started_s": started_s,
         "whole_s": time.monotonic() - began_s,
         "right": all(reader.digest(blob_id) == blob_id for blob_id in sizes),
-        "bad_chunks": tally.bad_chunks,
-        "reads_failed": tally.reads_failed,
+        "bad_chunks": sum(tally.bad_chunks for tally in tallies),
+        "reads_failed": sum(tally.reads_failed for tally in tallies),
         "given": {str(giver): count for giver, count in registries.traffic.given.items()},
     }
     reader.close()

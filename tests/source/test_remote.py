@@ -23,6 +23,9 @@ from fscached.source import Answer, Fault, Giver, Priority, SourceError
 from fscached.source.auth import Credential, Secret
 from fscached.source.registries import Registries
 from fscached.source.remote import Remote
+from fscached.transport import ObjectKey
+from rafs_v6 import codec
+from rafs_v6.layout import Digest
 from tests.source import docker_registry as registry_program
 from tests.source.conftest import BLOB_ID, REPOSITORY
 from tests.source.dfdaemon import PIECE_BYTES, Behaviour, Dfdaemon, Scheduler, behaviour_of
@@ -36,6 +39,7 @@ from tests.source.faulty import (
     part_of,
     silence,
 )
+from tests.source.swarm_node import Reader, Task
 from tests.source.token_server import TokenServer
 
 pytestmark = pytest.mark.asyncio
@@ -562,3 +566,30 @@ async def test_cancelling_says_nothing_of_a_peer(world: World) -> None:
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert (await right(source, 0, 9)).given == {Giver.MIRROR: 9}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+async def test_a_lie_is_never_written(world: World, fixed: bool) -> None:
+    """From READ to cache file: chunks a peer made up are fetched again from the registry, counted,
+    and the reader gets what the image says; where the registry has them wrong too, an error."""
+    daemon = await world.daemon()
+    daemon.faults.lie = lambda _, data: bytes(len(data))
+    digests = [
+        codec.digest(Digest.BLAKE3, LARGE[at : at + MIB]).hex() for at in range(0, len(LARGE), MIB)
+    ]
+    image = {BLOB_ID: {"size_bytes": len(LARGE), "digests": digests}}
+    source = world.source(world.mirror(daemon.proxy))
+    reader = Reader(Task(registry="", scheduler="", image=image), source)
+    await reader.open()
+    if not fixed:
+        world.origin.default = part_of(bytes(len(LARGE)))
+        with pytest.raises(OSError):
+            await reader.read(BLOB_ID, 0, 4096)
+    else:
+        await reader.read(BLOB_ID, 0, len(LARGE))
+        assert reader.kernel.content(ObjectKey("swarm", BLOB_ID))[: len(LARGE)] == LARGE
+        tally = reader.objects.tallies[ObjectKey("swarm", BLOB_ID)]
+        assert tally.bad_chunks > 0 and tally.reads_failed == 0
+        assert source.traffic.given[Giver.ORIGIN] == len(LARGE)
+    assert len(daemon.seen) == 1
+    reader.close()
