@@ -45,11 +45,13 @@ class Chunks(Protocol):
     def count(self) -> int: ...
     def offset(self, index: int) -> int: ...
     def padded_end(self, index: int) -> int: ...
+    def remote_offset(self, index: int) -> int: ...
+    def remote_size(self, index: int) -> int: ...
     def overlapping(self, start: int, end: int) -> range: ...
 
 
 class Run(NamedTuple):
-    """Chunks [first, end), adjacent in the cache file and at the source."""
+    """Chunks [first, end). What is landed is adjacent, in the cache file and in the blob file."""
 
     first: int
     end: int
@@ -230,10 +232,12 @@ class Blob:
         """Chunks have landed: what to fetch next for a reader that reads on."""
         return self._continue(self._planner.landed(run.end - 1))
 
-    def paced(self, fetch: Fetch, seconds: float) -> None:
-        """A fetch brought all its bytes, in so many seconds."""
-        start, end = self.chunks.offset(fetch.first), self.chunks.padded_end(fetch.end - 1)
-        self._planner.paced(end - start, seconds)
+    def paced(self, fetch: Fetch, first_byte_s: float, seconds: float) -> None:
+        """A fetch brought all its bytes, in so many seconds; the first after `first_byte_s`."""
+        chunks = self.chunks
+        start, end = chunks.offset(fetch.first), chunks.padded_end(fetch.end - 1)
+        remote_bytes = self._remote_end(fetch.end - 1) - chunks.remote_offset(fetch.first)
+        self._planner.paced(end - start, remote_bytes, first_byte_s, seconds)
 
     def again(self, index: int) -> Fetch:
         """A chunk arrived but was not what it should be: it is demanded once more."""
@@ -347,19 +351,27 @@ class Blob:
 
     def _fetch(self, first: int, limit_bytes: int, state: State, stop: int | None = None) -> Fetch:
         """Absent chunks from `first` on until `limit_bytes` are reached, `stop` or the blob's end,
-        or a chunk that is not absent."""
+        a chunk that is not absent, or bytes of no chunk that take longer than a round trip (maps
+        built from a bootstrap's chunk table have holes: what only other images use)."""
         end, start, at = first, 0, 0
         stop = len(self._states) if stop is None else stop
         while end < stop and self._states[end] == State.ABSENT:
             offset = self.chunks.offset(end)
             if end == first:
                 start = offset
-            # Maps built from a bootstrap's chunk table can have gaps: a run ends there.
-            elif offset != at or at - start >= limit_bytes:
+            elif at - start >= limit_bytes or (offset != at and not self._bridged(end)):
                 break
             at = self.chunks.padded_end(end)
             end += 1
         return self._own(Run(first, end), state)
+
+    def _bridged(self, index: int) -> bool:
+        """Whether the hole before a chunk is fetched with what is around it."""
+        hole_bytes = self.chunks.remote_offset(index) - self._remote_end(index - 1)
+        return hole_bytes <= self._planner.gap_bytes
+
+    def _remote_end(self, index: int) -> int:
+        return self.chunks.remote_offset(index) + self.chunks.remote_size(index)
 
     def _own(self, run: Run, state: State) -> Fetch:
         self._fetches += 1

@@ -48,6 +48,10 @@ class Planner:
         self._streams: OrderedDict[int, Stream] = OrderedDict()
         self._pace_bytes: float | None = None
         """What the last fetch brought, per PACED_WINDOW_S."""
+        self.gap_bytes = 0
+        """Of a blob file: as many as come, by the last fetch, in the time of a round trip, but no
+        more than a window. So many between two chunks that nobody wants cost less than a request
+        of its own for the second."""
 
     def miss(self, chunk: int) -> Stream:
         """The window to fetch for a reader that misses `chunk`; its end is set by `fetched`."""
@@ -84,9 +88,15 @@ class Planner:
         if len(self._streams) > STREAM_LIMIT:
             self._streams.popitem(last=False)
 
-    def paced(self, brought_bytes: int, seconds: float) -> None:
-        """Remember how fast a fetch was."""
+    def paced(
+        self, brought_bytes: int, remote_bytes: int, first_byte_s: float, seconds: float
+    ) -> None:
+        """Remember how fast a fetch was: bytes of the cache file and of the blob file, seconds to
+        the first and to the last."""
         self._pace_bytes = brought_bytes / seconds * PACED_WINDOW_S if seconds > 0 else None
+        streaming_s = seconds - first_byte_s
+        gap_bytes = remote_bytes * first_byte_s / streaming_s if streaming_s > 0 else 0
+        self.gap_bytes = min(round(gap_bytes), self._window_bytes)
 
     def _longer(self, stream: Stream) -> int:
         longer = min(stream.window_bytes * 2, self._limit_bytes)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import errno
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
@@ -17,8 +15,9 @@ from fscached.cache.planner import Planner
 from fscached.fill.crew import Crew
 from fscached.fill.flight import Cargo, Flight, Hop
 from fscached.fill.inquiry import Inquiry
+from fscached.fill.replies import Replies
 from fscached.fill.scout import Scout
-from fscached.fill.stages import Pending, Stamps, tell
+from fscached.fill.stages import Pending
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
 from fscached.source import LocalSource, Priority, Source, SourceError
@@ -118,10 +117,8 @@ class OpenBlob:
         """READs that came before the chunks were known."""
         self._learning: asyncio.Task[None] | None = None
         self._refused_until = 0.0
-        # Kernels before 6.11 hand a ticket out again at once; a number of our own tells its READs
-        # apart while an answer by a worker is not accounted for yet.
-        self._numbers = itertools.count()
-        self._pending: dict[int, Pending] = {}
+        names = origin.blob_id[:12], origin.source.name
+        self._replies = Replies(object, transport, tally, names, limits.slow_read_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._tries: dict[int, int] = {}
@@ -129,13 +126,12 @@ class OpenBlob:
 
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, when its last chunk lands, or failed at the chunk's deadline."""
-        number = next(self._numbers)
         now_s = self._loop.time()
-        self._pending[number] = want, now_s
+        number = self._replies.expect(want, now_s)
         if self.stage is Stage.READY:
             self._want(number, want, now_s)
         elif now_s < self._refused_until:
-            self._fail([number])
+            self._replies.fail([number])
         else:
             self._early[number] = want, now_s
             self.learn()
@@ -173,7 +169,7 @@ class OpenBlob:
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
         self.stage = Stage.CLOSED
-        self._pending.clear()
+        self._replies.forget()
         self._early.clear()
         self._scout.stop()
         if self._timer is not None:
@@ -186,7 +182,7 @@ class OpenBlob:
     @property
     def waiting(self) -> int:
         """How many readers wait."""
-        return len(self._pending)
+        return len(self._replies)
 
     async def _learn(self) -> None:
         if self.stage is not Stage.NEW:
@@ -231,7 +227,7 @@ class OpenBlob:
         log.error("blob %s: %s", self.origin.blob_id[:12], str(error) or late)
         self._refused_until = self._loop.time() + self._limits.refusal_s
         early, self._early = self._early, {}
-        self._fail(list(early))
+        self._replies.fail(list(early))
 
     def _write(self, offset: int, memory: memoryview) -> None:
         self._transport.write(self.object, offset, memory)
@@ -240,10 +236,10 @@ class OpenBlob:
         assert self.blob is not None
         verdict = self.blob.want(number, want.start, want.end, came_s)
         if verdict.complete:
-            self._complete([number])
+            self._replies.complete([number])
             self._launch(verdict.fetches)
         elif verdict.refuse:
-            self._fail([number])
+            self._replies.fail([number])
         else:
             # Before any worker is woken: it would only wait for the interpreter's lock.
             self._arm()
@@ -285,7 +281,7 @@ class OpenBlob:
             self._tally.received_bytes += answer.received_bytes
             self._tally.given.update(answer.given)
             if priority is Priority.DEMAND and self.blob is not None:
-                self.blob.paced(fetch, answer.seconds)
+                self.blob.paced(fetch, flight.first_byte_s, answer.seconds)
             ending = Ending.DONE
         except SourceError as error:
             self._tally.source_errors += 1
@@ -326,7 +322,7 @@ class OpenBlob:
         if self.blob is None or self.stage is not Stage.READY:
             return
         lost = self.blob.lost(fetch, self._loop.time(), ending)
-        self._fail(lost.tickets)
+        self._replies.fail(lost.tickets)
         self._launch(lost.fetches)
         if ending is Ending.DONE:
             self._scout.stop()
@@ -351,16 +347,14 @@ class OpenBlob:
         return self.blob.completing(run)
 
     def wake(self, number: int) -> None:
-        pending = self._pending.get(number)
-        if pending is not None:
-            self._transport.done(self.object, pending[0].ticket)
+        self._replies.wake(number)
 
     def landed(self, landing: Landing) -> None:
         assert self.blob is not None
-        self._answered(landing.woken, landing.stamps)
+        self._replies.woken(landing.woken, landing.stamps)
         before = self.blob.resident_bytes
         for run in landing.landed:
-            self._complete(self.blob.landed(run), landing.stamps)
+            self._replies.complete(self.blob.landed(run), landing.stamps)
             if self.stage is Stage.READY:
                 self._launch(self.blob.ahead(run))
         self._tally.landed_bytes += self.blob.resident_bytes - before
@@ -394,44 +388,12 @@ class OpenBlob:
             self._spawn(self._demand(self.blob.again(index)))
         else:
             self._tries.pop(index)
-            self._fail(self.blob.give_up(index, self._loop.time()))
+            self._replies.fail(self.blob.give_up(index, self._loop.time()))
 
     def _remote(self, index: int) -> tuple[int, int]:
         """Where a chunk is in the blob file."""
         assert self._chunks is not None
         return self._chunks.remote_offset(index), self._chunks[index].remote_end
-
-    def _answered(self, numbers: list[int], stamps: Stamps | None) -> None:
-        """Workers have answered these."""
-        for number in numbers:
-            pending = self._pending.pop(number, None)
-            if pending is not None:
-                self._tally.reads_completed += 1
-                self._timed(pending, stamps)
-
-    def _complete(self, numbers: list[int], stamps: Stamps | None = None) -> None:
-        for number in numbers:
-            pending = self._pending.pop(number, None)
-            if pending is not None:
-                self._tally.reads_completed += 1
-                self._transport.done(self.object, pending[0].ticket)
-                self._timed(pending, stamps)
-
-    def _fail(self, numbers: list[int]) -> None:
-        for number in numbers:
-            pending = self._pending.pop(number, None)
-            if pending is not None:
-                self._tally.reads_failed += 1
-                self._transport.failed(self.object, pending[0].ticket, errno.EIO)
-                self._timed(pending, None, failed=True)
-
-    def _timed(self, pending: Pending, stamps: Stamps | None, *, failed: bool = False) -> None:
-        """A READ has its answer: was it slow?"""
-        limit_s, now_s = self._limits.slow_read_s, self._loop.time()
-        if limit_s and now_s - pending[1] >= limit_s:
-            self._tally.slow_reads += 1
-            name = self.origin.source.name
-            tell(pending, now_s, self.origin.blob_id[:12], name, stamps, failed)
 
     def _arm(self) -> None:
         """Have the next deadline fire in the event loop, where no stuck writer can hold it up."""
@@ -450,7 +412,7 @@ class OpenBlob:
             late = self.blob.expire(self._loop.time())
             if late:
                 log.error("blob %s: no bytes in time, EIO", self.origin.blob_id[:12])
-            self._fail(late)
+            self._replies.fail(late)
             self._arm()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:

@@ -66,16 +66,18 @@ class Cargo(NamedTuple):
         return self.chunks.remote_offset(run.first), self.chunks[run.end - 1].remote_end
 
     def batch(self, ready: Sequence[int], limit_bytes: int) -> Run:
-        """As many of the chunks that are ready, from the first on, as one worker should take."""
+        """As many of the chunks that are ready, from the first on, as one worker should take: of
+        adjacent ones, since what is written must be all of chunks."""
         first = ready[0]
-        start = self.chunks.offset(first)
+        start, at = self.chunks.offset(first), self.chunks.padded_end(first)
         count = 1
         while (
             count < len(ready)
             and ready[count] == first + count
-            and self.chunks.padded_end(first + count) - start <= limit_bytes
+            and self.chunks.offset(first + count) == at
+            and (end := self.chunks.padded_end(first + count)) - start <= limit_bytes
         ):
-            count += 1
+            count, at = count + 1, end
         return Run(first, first + count)
 
 
@@ -108,6 +110,8 @@ class Flight:
         self._tower = tower
         self._start, self._end = cargo.remote
         self._filled = 0
+        self.first_byte_s = 0.0
+        """From the question to the first byte."""
         self._next = cargo.fetch.first
         self._due = cargo.chunks[self._next].remote_end - self._start
         """How much must be here for the next chunk to be."""
@@ -155,6 +159,8 @@ class Flight:
     def _feed(self, memory: memoryview) -> None:
         if self._error is not None:
             raise self._error  # what cannot be written need not come
+        if not self._filled:
+            self.first_byte_s = monotonic() - self._asked_s
         filled = self._filled + len(memory)
         self._view[self._filled : filled] = memory
         self._filled = filled

@@ -18,12 +18,16 @@ END = 1 << 40
 
 
 class Layout:
-    """A chunk map of chunks with the given lengths in pages."""
+    """A chunk map of chunks with the given lengths in pages, some of them behind holes; the blob
+    file is as long as the cache file."""
 
-    def __init__(self, pages: list[int]) -> None:
-        self._ends = []
+    def __init__(self, pages: list[int], holes: dict[int, int] | None = None) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         at = 0
-        for length in pages:
+        for index, length in enumerate(pages):
+            at += (holes or {}).get(index, 0) * PAGE
+            self._starts.append(at)
             at += length * PAGE
             self._ends.append(at)
 
@@ -32,10 +36,16 @@ class Layout:
         return len(self._ends)
 
     def offset(self, index: int) -> int:
-        return self._ends[index - 1] if index else 0
+        return self._starts[index]
 
     def padded_end(self, index: int) -> int:
         return self._ends[index]
+
+    def remote_offset(self, index: int) -> int:
+        return self._starts[index]
+
+    def remote_size(self, index: int) -> int:
+        return self._ends[index] - self._starts[index]
 
     def overlapping(self, start: int, end: int) -> range:
         hits = [i for i in range(self.count) if self.offset(i) < end and self.padded_end(i) > start]
@@ -110,6 +120,27 @@ def test_a_reader_of_resident_bytes_is_seen_too():
     verdict = target.want(3, 11 * PAGE, 12 * PAGE, 0.0)
     assert verdict.complete
     assert [(fetch.first, fetch.end) for fetch in verdict.fetches] == [(12, 28)]
+
+
+@pytest.mark.parametrize(("gap_pages", "fetched"), [(0, (0, 2)), (2, (0, 4)), (3, (0, 5))])
+def test_a_hole_is_fetched_along_if_that_is_quicker_than_to_ask_again(gap_pages, fetched):
+    """Bytes that are of no chunk of this image, between chunks that are."""
+    planner = Planner(16 * PAGE, 32 * PAGE)
+    planner.gap_bytes = gap_pages * PAGE
+    target = Blob(Layout([1] * 6, {2: 2, 4: 3, 5: 9}), planner, 30.0, 1.0)
+    (fetch,) = target.want(7, 0, PAGE, 0.0).fetches
+    assert (fetch.first, fetch.end) == fetched
+    assert fly(target, fetch) == [7]
+
+
+def test_no_resident_byte_is_fetched_again_whatever_a_round_trip_costs():
+    """Twice the bytes for fewer requests is no bargain (docs/decisions/windows.md)."""
+    planner = Planner(16 * PAGE, 32 * PAGE)
+    planner.gap_bytes = 8 * PAGE
+    target = Blob(Layout([1] * 8), planner, 30.0, 1.0)
+    target.learn(Extents([(2 * PAGE, 3 * PAGE)]))
+    (fetch,) = target.want(7, 0, PAGE, 0.0).fetches
+    assert (fetch.first, fetch.end) == (0, 2)
 
 
 def test_wants_join_fetches_in_flight():
@@ -321,11 +352,15 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize(
         pages=st.lists(st.integers(1, 3), min_size=1, max_size=12),
+        holes=st.dictionaries(st.integers(0, 11), st.integers(1, 4), max_size=4),
+        gap_pages=st.integers(0, 4),
         outage_limit_s=st.sampled_from([None, OUTAGE_LIMIT_S]),
     )
-    def begin(self, pages, outage_limit_s):
-        self.layout = Layout(pages)
-        self.target = Blob(self.layout, Planner(4 * PAGE, 8 * PAGE), 30.0, 1.0, outage_limit_s)
+    def begin(self, pages, holes, gap_pages, outage_limit_s):
+        self.layout = Layout(pages, holes)
+        self.planner = Planner(4 * PAGE, 8 * PAGE)
+        self.planner.gap_bytes = gap_pages * PAGE
+        self.target = Blob(self.layout, self.planner, 30.0, 1.0, outage_limit_s)
         self.now = 0.0
         self.next_ticket = 0
         self.open: set[int] = set()
@@ -349,7 +384,16 @@ class Interleavings(RuleBasedStateMachine):
             assert verdict.complete or not verdict.fetches
         else:
             self.open.add(ticket)
-        self.flights += verdict.fetches
+        self._take_off(verdict.fetches)
+
+    def _take_off(self, fetches):
+        """No chunk that is resident, and no hole that is dear, is in a fetch."""
+        for fetch in fetches:
+            for index in range(fetch.first, fetch.end):
+                assert self.target.state(index) == State.DEMANDED
+                hole = self.layout.offset(index) - self.layout.padded_end(max(index - 1, 0))
+                assert index == fetch.first or hole <= self.planner.gap_bytes
+        self.flights += fetches
 
     @rule(pages=st.integers(1, 8))
     def prefetch(self, pages):
@@ -373,7 +417,7 @@ class Interleavings(RuleBasedStateMachine):
         index = pair[1]
         if good:
             self._answer(self.target.landed(Run(index, index + 1)))
-            self.flights += self.target.ahead(Run(index, index + 1))
+            self._take_off(self.target.ahead(Run(index, index + 1)))
         else:
             self.flights.append(self.target.again(index))
 
@@ -385,13 +429,13 @@ class Interleavings(RuleBasedStateMachine):
         self.arrived = [pair for pair in self.arrived if pair[0] != fetch]
         lost = self.target.lost(fetch, self.now, ending)
         self._answer(lost.tickets)
-        self.flights += lost.fetches
+        self._take_off(lost.fetches)
 
     @rule(scout=st.booleans())
     def resume(self, scout):
         fetches = self.target.resume(scout=scout)
         assert bool(fetches) or not self.target.stranded
-        self.flights += fetches
+        self._take_off(fetches)
         assert scout or not self.target.stranded
 
     @rule(seconds=st.floats(0, 40))

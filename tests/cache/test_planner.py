@@ -83,10 +83,10 @@ def test_windows_stay_as_short_as_the_link_is_slow():
     """What the link brings in PACED_WINDOW_S bounds the window, but never below the smallest."""
     planner = Planner(MIB, 8 * MIB)
     planner.fetched(planner.miss(0), 1)
-    planner.paced(MIB, 1.0)
+    planner.paced(MIB, MIB, 0.0, 1.0)
     assert planner.miss(1).window_bytes == MIB
     planner.fetched(planner.miss(1), 2)
-    planner.paced(MIB, PACED_WINDOW_S / 3)
+    planner.paced(MIB, MIB, 0.0, PACED_WINDOW_S / 3)
     stream = planner.miss(2)
     assert stream.window_bytes == 2 * MIB
     planner.fetched(stream, 4)
@@ -97,5 +97,17 @@ def test_a_fetch_too_short_to_time_bounds_nothing():
     """A clock that has not moved is no infinite pace, and no error."""
     planner = Planner(MIB, 8 * MIB)
     planner.fetched(planner.miss(0), 1)
-    planner.paced(MIB, 0.0)
+    planner.paced(MIB, MIB, 0.0, 0.0)
     assert planner.miss(1).window_bytes == 2 * MIB
+
+
+def test_a_gap_is_worth_what_a_round_trip_brings():
+    """50 ms away, 10 MB/s: half a megabyte; never more than a window, nothing while unknown."""
+    planner = Planner(MIB, 8 * MIB)
+    assert planner.gap_bytes == 0
+    planner.paced(4_000_000, 1_000_000, 0.05, 0.15)
+    assert planner.gap_bytes == 500_000
+    planner.paced(4_000_000, 1_000_000, 3.0, 3.1)
+    assert planner.gap_bytes == MIB
+    planner.paced(4096, 4096, 0.05, 0.05)
+    assert planner.gap_bytes == 0

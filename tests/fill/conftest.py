@@ -26,23 +26,28 @@ KEY = ObjectKey("domain", "a" * 64)
 class Remote:
     """A blob at its origin: what its chunks are, and its file."""
 
-    def __init__(self, sizes: list[int], compressor: Compressor = Compressor.ZSTD) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        compressor: Compressor = Compressor.ZSTD,
+        unknown: frozenset[int] = frozenset(),
+    ) -> None:
+        """`unknown`: chunks that are in the blob and not in the map; only other images use them."""
         rng = random.Random(len(sizes))
         self.content = bytearray()
         self.file = bytearray()
         infos, digests = [], b""
-        for size in sizes:
+        for number, size in enumerate(sizes):
             chunk = rng.randbytes(size // 2) + bytes(size - size // 2)
             packed = codec.compress(compressor, chunk) or chunk
-            infos.append(
-                ChunkInfo(
-                    len(self.content), size, len(self.file), len(packed), int(packed is not chunk)
-                )
-            )
-            digests += codec.digest(Digest.BLAKE3, chunk)
+            if number not in unknown:
+                flags = int(packed is not chunk)
+                info = ChunkInfo(len(self.content), size, len(self.file), len(packed), flags)
+                infos.append(info)
+                digests += codec.digest(Digest.BLAKE3, chunk)
             self.content += chunk + bytes(align_up(size) - size)
             self.file += packed
-        self.entry = self._entry(len(sizes), compressor)
+        self.entry = self._entry(len(infos), compressor)
         self.chunks = ChunkMap(self.entry, infos, digests)
 
     def _entry(self, count: int, compressor: Compressor) -> BlobEntry:
@@ -174,8 +179,13 @@ def scene():
     """Make scenes that are closed with the test; call it inside the running loop."""
     scenes: list[Scene] = []
 
-    def make(sizes: list[int], compressor: Compressor = Compressor.ZSTD, **limits: float) -> Scene:
-        scenes.append(Scene(Remote(sizes, compressor), **limits))
+    def make(
+        sizes: list[int],
+        compressor: Compressor = Compressor.ZSTD,
+        unknown: frozenset[int] = frozenset(),
+        **limits: float,
+    ) -> Scene:
+        scenes.append(Scene(Remote(sizes, compressor, unknown), **limits))
         return scenes[-1]
 
     yield make

@@ -58,6 +58,25 @@ async def test_one_request_brings_a_window(scene):
         assert here.source.asked == [(8 * 65536, 24 * 65536, Priority.DEMAND)]
 
 
+@pytest.mark.parametrize("compressor", [Compressor.NONE, Compressor.ZSTD])
+async def test_bytes_of_no_chunk_come_along_and_are_not_written(scene, compressor):
+    """One request over two holes; what is in them belongs to other images, and stays a hole."""
+    unknown = frozenset({2, 5})
+    async with opened(scene([65536] * 8, compressor, unknown)) as here:
+        (blob,) = here.objects.blobs("domain").values()
+        here.kernel.settle(KEY)
+        await blob.learn()
+        blob.blob._planner.gap_bytes = 65536
+        assert await here.kernel.read(KEY, 0, 4096) == here.remote.content[:4096]
+        await settled(here.objects)
+        assert [(start, end) for start, end, _ in here.source.asked] == [(0, len(here.remote.file))]
+        for number in range(8):
+            found = here.kernel.content(KEY)[number * 65536 :][:65536]
+            right = here.remote.content[number * 65536 :][:65536]
+            assert found == (bytes(65536) if number in unknown else right)
+        assert here.kernel.resident_bytes(KEY) == 6 * 65536
+
+
 async def test_readers_of_one_chunk_share_one_fetch(scene):
     """Sixty-four readers, every chunk fetched once, nothing written twice."""
     async with opened(scene([65536] * 64, Compressor.NONE)) as here:

@@ -185,7 +185,7 @@ async def test_both_transports_hold_their_readers(
 ) -> None:
     """Not answered while the source is away, answered once when it is back, failed at the limit."""
     remote = Remote([CHUNK] * 4, Compressor.NONE)
-    node = Node(kind(tmp_path, monkeypatch), remote, deadline_s=0.1, outage_limit_s=0.5)
+    node = Node(kind(tmp_path, monkeypatch), remote, deadline_s=0.1, outage_limit_s=60.0)
     try:
         node.source.break_after_bytes = 0
         reader = asyncio.create_task(node.end.ask(0))

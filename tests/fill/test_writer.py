@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fscached.cache.blob import Run
@@ -71,6 +71,7 @@ def check(remote: Remote, run: Run, file: File, landing: Landing, bad: set[int])
 
 
 @pytest.mark.parametrize("compressor", COMPRESSORS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_what_is_right_lands_and_what_is_not_does_not(compressor: Compressor, data) -> None:
     """Chunks of any sizes, any of them damaged anywhere."""

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rafs_v6 import codec
@@ -100,6 +100,7 @@ def test_a_zstd_frame_need_not_say_its_size() -> None:
     assert unpack(Compressor.ZSTD, packed, 5000) == b"chunk" * 1000
 
 
+@settings(deadline=None)
 @given(plains=st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=9))
 def test_frames_decode_together_as_each_alone(plains: list[bytes]) -> None:
     """Each target has what its own source holds."""
