@@ -16,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="of the daemon and its supervisor under load (default: %(default)s)",
     )
     parser.addoption("--kill-seed", type=int, default=1, help="of the moments of both")
+    parser.addoption(
+        "--record-hot-paths", action="store_true", help="what they cost now is the baseline"
+    )
     parser.addoption("--long", action="store_true", help="minutes of what seconds are a sample of")
 
 
