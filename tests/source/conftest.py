@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from hypothesis import settings
 
 from fscached.source import Answer, Priority
 from fscached.source.auth import Credential, FixedCredential, Keychain, Tokens
@@ -21,10 +20,6 @@ from fscached.source.remote import Remote
 from fscached.source.transfer import Transfers
 from tests.source.docker_registry import PROGRAM, DockerRegistry, docker_registry
 from tests.source.faulty import FaultyServer, faulty_server
-
-# The machine may be busy: how long an example takes says nothing.
-settings.register_profile("source", deadline=None)
-settings.load_profile("source")
 
 BLOB = random.Random(7).randbytes(3 << 20)
 BLOB_ID = "5a" * 32
