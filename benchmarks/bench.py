@@ -1,4 +1,5 @@
-"""`scripts/bench NAME`: one bench; its last line is one JSON object.
+"""`scripts/bench NAME`: one bench; its last line is one JSON object. `scripts/bench all`: all of
+them, and one report.
 
 Each file in `workloads` is a bench of its name, found by being there. It has `run` for a guest,
 `run_native` for this machine's own kernel, or both; `draw` when its plot is of another kind.
@@ -13,12 +14,13 @@ import json
 import pkgutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
+import suite
 import workloads
 from environments import Options, with_one_retry
 from harness import store
@@ -26,11 +28,16 @@ from report import Report, table
 
 Run = Callable[[Options], Report]
 
+ALL = "all"
+ONLY_HELP = "of the bench, or a bench of `all`, also as NAME-native (repeatable)"
+
 
 def main() -> int:
     names = sorted(module.name for module in pkgutil.iter_modules(workloads.__path__))
     benches = {name.replace("_", "-"): name for name in names}
     arguments = _arguments(list(benches))
+    if arguments.bench == ALL:
+        return _all(arguments, benches)
     module = importlib.import_module(f"workloads.{benches[arguments.bench]}")
     run: Run | None = getattr(module, "run_native" if arguments.native else "run", None)
     if run is None:
@@ -57,19 +64,31 @@ def main() -> int:
     return 0
 
 
+def _all(arguments: argparse.Namespace, benches: Mapping[str, str]) -> int:
+    if arguments.report is None or arguments.native or arguments.plot:
+        raise SystemExit("all: needs --report DIR, and has --native and --plot of its own")
+    modules = {name: importlib.import_module(f"workloads.{file}") for name, file in benches.items()}
+    options = ["--kernel", arguments.kernel]
+    if arguments.repetitions:
+        options += ["--repetitions", str(arguments.repetitions)]
+    if arguments.long:
+        options.append("--long")
+    wanted = suite.runs(modules, arguments.only)
+    return suite.run(wanted, arguments.report, options, long=arguments.long)
+
+
 def _arguments(benches: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("bench", choices=benches, metavar="NAME", help=", ".join(benches))
+    parser.add_argument("bench", choices=[*benches, ALL], metavar="NAME", help=", ".join(benches))
     parser.add_argument("--kernel", default="6.12", metavar="SERIES", help="6.1 or 6.12 (default)")
     parser.add_argument("--repetitions", type=int, metavar="N", help="of every measurement")
     parser.add_argument(
         "--native", action="store_true", help="on this machine's own kernel; as root"
     )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="PART", help="of the bench (repeatable)"
-    )
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help=ONLY_HELP)
     parser.add_argument("--long", action="store_true", help="what takes very long too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as SVG")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="of `all`")
     return parser.parse_args()
 
 

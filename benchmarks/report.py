@@ -55,6 +55,12 @@ def result(
     )
 
 
+def read(said: dict[str, Any]) -> Report:
+    """What a bench's last line says."""
+    results = [Result(**found) for found in said["results"]]
+    return Report(said["bench"], said["environment"], results)
+
+
 def percentile(values: Iterable[float], percent: float) -> float:
     """The smallest value that is not below `percent` % of all (nearest rank)."""
     ordered = sorted(values)

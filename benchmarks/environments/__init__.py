@@ -18,6 +18,7 @@ from harness.qemu import GuestPanic
 T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+RESULTS = ":!benchmarks/results"
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def host(options: Options) -> dict[str, Any]:
         "command": shlex.join(["scripts/bench", *sys.argv[1:]]),
         "repetitions": options.repetitions,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
@@ -58,8 +59,12 @@ def _machine() -> str:
     return found[1] if found else platform.machine()
 
 
-def _commit() -> str:
-    """The commit, marked when the tree differs from it."""
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    done = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def commit() -> str:
+    """The commit, marked when the tree differs from it in more than results."""
+    git = ["git", "-C", str(ROOT)]
+    status = [*git, "status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS]
+    head = subprocess.run(
+        [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False
+    )
+    changed = subprocess.run(status, capture_output=True, text=True, check=False).stdout
+    return (head.stdout.strip() or "unknown") + ("-dirty" if changed else "")

@@ -17,10 +17,12 @@ BAR_SHARE = 0.8
 
 
 def draw(report: Report, file: Path) -> None:
-    """Write an SVG: 1 is as fast as the baseline, more is faster."""
+    """Write an SVG: 1 is as fast as the baseline, more is faster. None, where there is none."""
     # The same report is the same file, and its text stays text.
     mpl.rcParams.update({"svg.hashsalt": report.bench, "svg.fonttype": "none"})
     speeds = grouped(report)
+    if not speeds:
+        return
     groups = list(speeds.values())
     series = list(dict.fromkeys(name for group in groups for name in group))
     figure = Figure((WIDTH_INCHES, HEAD_INCHES + GROUP_INCHES * len(groups)), layout="constrained")
