@@ -24,6 +24,9 @@ LETTING_GO_S = 20.0
 SIGTERM_LIMIT_S = 5.0
 AT_ONCE_S = 5.0
 
+WINDOW = {"window_bytes": 256 << 10, "window_limit_bytes": 256 << 10}
+"""Small: who has read one file has not had the next one fetched with it."""
+
 
 @pytest.fixture(scope="module")
 def images() -> Small:
@@ -43,7 +46,7 @@ def started(guest: Guest) -> Iterator[Node]:
     registry = Registry(guest)
     registry.start()
     node = Node(guest, registry)
-    node.begin()
+    node.begin({"fetch": WINDOW})
     yield node
     node.end()
 
