@@ -120,6 +120,13 @@ class Source(Table, frozen=True):
         # Our own clients wait 300 s for a reply: what they gave up must not be mounted later.
         Meta(gt=0, le=240, description="For manifest and bootstrap of an image, with all tries."),
     ] = 120.0
+    offline: Annotated[
+        bool,
+        Meta(
+            description="Nobody is asked for anything: images that were here and are in the cache"
+            " with all of their blobs can be mounted, by whoever asks."
+        ),
+    ] = False
     insecure_registries: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=255)], ...],
         Meta(

@@ -90,7 +90,7 @@ class Daemon:
 
     def begin(self, takeover: bool) -> None:
         """See Reign."""
-        self.service.restore()
+        self.service.begin()
         if takeover:
             _take_over(self._transport)
         self._drain()

@@ -1,8 +1,8 @@
 """The images bound on this node: what a key of the kernel stands for, and where its bytes are.
 
 A registration names a bootstrap by volume and fsid and brings a source for its data blobs. Images
-of one volume (a shared domain) share their blobs: a blob is served from the registration that
-brought it first, for as long as that is there.
+of one volume (a shared domain) share their blobs: a blob is served from the registration that came
+last, whose credentials are the freshest; where those are refused, from the others.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fscached.config import Prefetch
 from fscached.fill.blob import Origin
 from fscached.fill.objects import LocalBootstrap
-from fscached.source import Answer, LocalSource, Priority, Source
+from fscached.source import Answer, Fault, LocalSource, Priority, Refusal, Source, SourceError
 from fscached.store import Image
 from fscached.transport import ObjectKey
 from rafs_v6 import ImageError
@@ -51,7 +51,7 @@ class Images:
         self._load = chunks
         self._by_key: dict[ObjectKey, Registration] = {}
         self._by_blob: dict[ObjectKey, dict[str, tuple[Registration, BlobEntry]]] = {}
-        """Who has a blob, by fsid; the first of them serves it."""
+        """Who has a blob, by fsid; the last of them serves it."""
         self._maps: dict[ObjectKey, asyncio.Future[ChunkMap]] = {}
 
     def __iter__(self) -> Iterator[Registration]:
@@ -115,13 +115,17 @@ class Images:
         """The registrations that have a blob."""
         return [registration for registration, _ in self._by_blob.get(key, {}).values()]
 
+    def sources(self, key: ObjectKey) -> list[Source]:
+        """Where a blob may be read, the one to ask first first."""
+        return [registration.source for registration in reversed(self.having(key))]
+
     def keys(self) -> frozenset[ObjectKey]:
         """Of all bootstraps and blobs."""
         return frozenset((*self._by_key, *self._by_blob))
 
     def owner(self, key: ObjectKey) -> tuple[Registration, BlobEntry] | None:
         """The registration that serves a blob now, and what it says of it."""
-        return next(iter(self._by_blob.get(key, {}).values()), None)
+        return next(reversed(self._by_blob.get(key, {}).values()), None)
 
     def _withdraw(self, registration: Registration) -> None:
         for key, _ in registration.blobs():
@@ -134,7 +138,11 @@ class Images:
         """One load per blob however many ask; one that failed is forgotten."""
         future = self._maps.get(key)
         if future is None:
-            future = asyncio.ensure_future(self._load(*(self.owner(key) or opened)))
+            registration, entry = self.owner(key) or opened
+            source = registration.source
+            if not isinstance(source, LocalSource):
+                registration = replace(registration, source=_Serving(self, key, source))
+            future = asyncio.ensure_future(self._load(registration, entry))
             self._maps[key] = future
             future.add_done_callback(lambda done: self._loaded(key, done))
         return await asyncio.shield(future)
@@ -145,14 +153,16 @@ class Images:
 
 
 class _Serving:
-    """The source of an open blob: that of the registration that serves it now. Its credentials may
-    be renewed, and of two images that share it one may go, while the kernel has it open."""
+    """The sources of an open blob: those of the registrations that have it now. Their credentials
+    may be renewed, and of two images that share it one may go, while the kernel has it open."""
 
     def __init__(self, images: Images, key: ObjectKey, source: Source) -> None:
         self.name = source.name
         self._images = images
         self._key = key
         self._source = source
+        self._refused: list[Source] = []
+        """Asked last from now on: each refused this blob."""
 
     async def read(
         self,
@@ -164,11 +174,25 @@ class _Serving:
         deadline_s: float,
     ) -> Answer:
         """See Source."""
-        owner = self._images.owner(self._key)
-        if owner is not None:
-            self._source = owner[0].source
-            self.name = self._source.name
-        return await self._source.read(blob_id, start, end, priority, feed, deadline_s)
+        sources = self._images.sources(self._key) or [self._source]
+        self._refused = [source for source in self._refused if source in sources]
+        sources.sort(key=self._refused.__contains__)
+        brought = _Count(feed) if len(sources) > 1 else None
+        for source in sources:
+            self._source, self.name = source, source.name
+            at = start + (brought.bytes if brought is not None else 0)
+            try:
+                return await source.read(blob_id, at, end, priority, brought or feed, deadline_s)
+            except SourceError as error:
+                if source is sources[-1] or not (
+                    isinstance(error, Refusal) or error.fault is Fault.AUTH
+                ):
+                    raise
+                log.warning(
+                    "%s: another image that has the blob is asked for: %s", self.name, error
+                )
+                self._refused.append(source)
+        raise AssertionError("there is a last one")
 
     def distrust(self, blob_id: str, start: int, end: int) -> bool:
         """See Source."""
@@ -176,6 +200,18 @@ class _Serving:
 
     async def close(self) -> None:
         """Nothing is this blob's alone."""
+
+
+class _Count:
+    """Counts what goes through."""
+
+    def __init__(self, feed: Callable[[memoryview], None]) -> None:
+        self.bytes = 0
+        self._feed = feed
+
+    def __call__(self, memory: memoryview) -> None:
+        self.bytes += len(memory)
+        self._feed(memory)
 
 
 def _identity(entry: BlobEntry) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ read; nothing secret is among it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import io
 import json
@@ -15,10 +16,12 @@ import logging
 import mmap
 import os
 import shutil
+import stat
 import struct
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,13 +184,15 @@ class _FileReader:
 
 
 class Store:
-    """The state directory: `images/FSID/{image.boot,image.json}` and `blobs/ID.meta`."""
+    """The state directory: `images/FSID/{image.boot,image.json}`, `blobs/ID.meta`, and
+    `bound/DIGEST`: bootstraps that a snapshotter brought and may remove while they are mounted."""
 
     def __init__(self, directory: Path) -> None:
         """Raises OSError when the directory cannot be made."""
         self._images = directory / "images"
         self._blobs = directory / "blobs"
-        for path in (directory, self._images, self._blobs):
+        self._bound = directory / "bound"
+        for path in (directory, self._images, self._blobs, self._bound):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def adopt(
@@ -240,6 +245,50 @@ class Store:
             len(bootstrap),
             Bootstrap(bootstrap).blobs,
         )
+
+    def keep(self, path: Path, fsid: str) -> Image:
+        """An image whose bootstrap lies elsewhere, and here from now on: the same file where the
+        file system allows it. Raises ImageError, OSError."""
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if found.st_size > BOOTSTRAP_LIMIT_BYTES:
+            raise ImageError(
+                f"{path}: {found.st_size} bytes; a bootstrap has at most {BOOTSTRAP_LIMIT_BYTES}"
+            )
+        scratch = self._bound / f".{fsid}-{threading.get_ident()}"
+        try:
+            scratch.unlink(missing_ok=True)
+            try:
+                os.link(path, scratch)
+            except OSError:
+                shutil.copyfile(path, scratch)
+            bootstrap = scratch.read_bytes()
+            digest = hashlib.sha256(bootstrap).hexdigest()
+            blobs = Bootstrap(bootstrap).blobs
+            os.replace(scratch, self._bound / digest)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return Image("", "", fsid, self._bound / digest, len(bootstrap), blobs, digest)
+
+    def kept(self, digest: str, fsid: str) -> Image:
+        """The same, verified anew. Raises ImageError, FileNotFoundError."""
+        path = self._bound / digest
+        bootstrap = path.read_bytes()
+        if hashlib.sha256(bootstrap).hexdigest() != digest:
+            raise ImageError(f"{path} is damaged; mount the image again")
+        return Image("", "", fsid, path, len(bootstrap), Bootstrap(bootstrap).blobs, digest)
+
+    def let_go(self, digests: Set[str]) -> None:
+        """Of what was kept."""
+        for digest in digests:
+            (self._bound / digest).unlink(missing_ok=True)
+
+    def keep_only(self, digests: Set[str]) -> None:
+        """Let go of all that was kept but these."""
+        for path in self._bound.iterdir():
+            if path.name not in digests:
+                path.unlink(missing_ok=True)
 
     def find(self, reference: str) -> Image | None:
         """The image adopted last for a reference."""

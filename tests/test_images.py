@@ -9,7 +9,7 @@ import pytest
 
 from fscached.fill.objects import LocalBootstrap
 from fscached.images import Images, Registration
-from fscached.source import Priority
+from fscached.source import Fault, Priority, Refusal, SourceError
 from fscached.store import Image, Store
 from fscached.transport import ObjectKey
 from rafs_v6 import ImageError
@@ -83,6 +83,58 @@ def test_an_open_blob_is_read_from_who_serves_it_now(image):
         bound.unbind("domain", second.fsid)
         await read(origin.source)
         assert shared.reads == 2
+
+    asyncio.run(scene())
+
+
+class Shut(BlobFile):
+    """Refuses, after some bytes, as who looks at a token anew for every request."""
+
+    def __init__(self, error: SourceError, brings: bytes = b"") -> None:
+        super().__init__(b"")
+        self.error = error
+        self.brings = brings
+
+    async def read(self, blob_id, start, end, priority, feed, deadline_s):
+        self.reads += 1
+        feed(memoryview(self.brings))
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [SourceError("no", Fault.AUTH), Refusal("404", Fault.ORIGIN)], ids=["auth", "gone"]
+)
+def test_who_is_refused_leaves_it_to_another_image(image, error):
+    """From where it stopped, and is asked last from then on; a newer one is asked first again."""
+
+    async def scene() -> None:
+        images_of = [dataclasses.replace(image, fsid=str(number) * 64) for number in range(3)]
+        first, shut, newest = BlobFile(b"abcdef"), Shut(error, b"ab"), BlobFile(b"abcdef")
+        bound = images(Registration(images_of[0], "domain", first, prefetch=False))
+        origin = bound.lookup(ObjectKey("domain", image.blobs[0].blob_id))
+        bound.bind(Registration(images_of[1], "domain", shut, prefetch=False))
+        for reads in (1, 2):
+            came = bytearray()
+            await origin.source.read("id", 0, 6, Priority.DEMAND, came.extend, 1.0)
+            assert (came, shut.reads, first.reads) == (b"abcdef", 1, reads)
+        bound.bind(Registration(images_of[2], "domain", newest, prefetch=False))
+        await origin.source.read("id", 0, 6, Priority.DEMAND, came.extend, 1.0)
+        assert (newest.reads, first.reads, shut.reads) == (1, 2, 1)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("fault", [Fault.NETWORK, Fault.DEADLINE, Fault.ORIGIN])
+def test_who_is_away_is_not_refused(image, fault):
+    """Whoever reads waits for it, or fails: it is no matter of rights."""
+
+    async def scene() -> None:
+        shut = Shut(SourceError("away", fault))
+        second = dataclasses.replace(image, fsid="2" * 64)
+        bound = images(registration(image), Registration(second, "domain", shut, prefetch=False))
+        origin = bound.lookup(ObjectKey("domain", image.blobs[0].blob_id))
+        with pytest.raises(SourceError, match="away"):
+            await origin.source.read("id", 0, 6, Priority.DEMAND, lambda _: None, 1.0)
 
     asyncio.run(scene())
 

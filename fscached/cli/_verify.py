@@ -7,7 +7,7 @@ import asyncio
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from fscached.culling.inspection import (
     parts_of_blob,
     parts_of_bootstrap,
 )
-from fscached.source import Answer, Fault, Priority, SourceError
+from fscached.source import SourceError
+from fscached.source.nobody import Nobody
 from fscached.store import Image, Store
 from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
@@ -97,33 +98,12 @@ def _parts(file: dict[str, Any], store: Store) -> Iterable[Part]:
     entry = next((entry for entry in blobs if entry.blob_id == file["cookie"]), None)
     if entry is None:
         raise ImageError(f"{path} does not name it any more")
-    chunks = asyncio.run(store.chunks(image, entry, _Nobody(), True, 1.0))
+    chunks = asyncio.run(
+        store.chunks(
+            image, entry, Nobody("its chunks are not known here: nobody has read it yet"), True, 1.0
+        )
+    )
     return parts_of_blob(chunks)
-
-
-class _Nobody:
-    """A source that has nothing: only what is known here is compared."""
-
-    name = "nobody"
-
-    async def read(
-        self,
-        blob_id: str,
-        start: int,
-        end: int,
-        priority: Priority,
-        feed: Callable[[memoryview], None],
-        deadline_s: float,
-    ) -> Answer:
-        """See Source."""
-        raise SourceError("its chunks are not known here: nobody has read it yet", Fault.NETWORK)
-
-    def distrust(self, blob_id: str, start: int, end: int) -> bool:
-        """See Source."""
-        return False
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 def _repair(client: Client, report: Report) -> None:

@@ -31,6 +31,7 @@ from fscached.control.messages import (
     PrefetchStatus,
     Recorded,
     RecordTrace,
+    RegistryAuth,
     Repaired,
     RepairFile,
     Status,
@@ -139,6 +140,11 @@ class Service(Protocol):
     async def bind_blob_entry(self, entry: entry.BlobEntry) -> None:
         """Register a bootstrap that is on the local disk, with the source of its blobs. The same
         entry again is no error; only credentials and sources are taken over from it."""
+        ...
+
+    async def update_auth(self, name: str, auth: str) -> bool:
+        """Other credentials (base64 of user:password) for the images of that name, from now on.
+        False when there is none."""
         ...
 
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
@@ -273,6 +279,19 @@ async def _bound(service: Service, request: Request) -> Reply:
     )
 
 
+async def _renew(service: Service, request: Request) -> Reply:
+    wanted, name = _parsed(request, RegistryAuth), _queried(request, "id").removeprefix("/")
+    if not await service.update_auth(name, wanted.registry_auth):
+        raise ApiError(HTTPStatus.NOT_FOUND, f"NotFound: no image with id {name}")
+    return Reply()
+
+
+async def _renewable(service: Service, request: Request) -> Reply:
+    """What `_renew` may be asked for; what is in use now is nobody's business."""
+    _image(service.status(), request)
+    return _json({"registry_auth": None})
+
+
 async def _backend_metrics(service: Service, request: Request) -> Reply:
     return _json(metrics.backend(_image(service.status(), request)))
 
@@ -370,6 +389,7 @@ Route = Callable[[Service, Request], Awaitable[Reply]]
 
 ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v1/daemon/backend": {"GET": _unsupported},
+    "/api/v1/config": {"GET": _renewable, "PUT": _renew},
     "/api/v1/mount": {"POST": _unsupported, "PUT": _unsupported, "DELETE": _unsupported},
     "/api/v1/metrics": {"GET": _fuse_metrics},
     "/api/v1/metrics/files": {"GET": _fuse_metrics},

@@ -358,9 +358,20 @@ def _backend(kind: str, raw: msgspec.Raw) -> Backend:
     if isinstance(backend, Registry):
         mirrors(backend)
         proxy(backend)
+        _check_auth(backend)
     elif isinstance(backend, Localfs) and not backend.blob_file and not backend.dir:
         raise InvalidEntry("backend localfs needs `dir` or `blob_file`")
     return backend
+
+
+def _check_auth(backend: Registry) -> None:
+    from fscached.source.auth import Credential  # not before the API listens
+
+    try:
+        if backend.auth:
+            Credential.from_basic(backend.auth)
+    except ValueError as error:
+        raise InvalidEntry(str(error)) from None
 
 
 def _check_cache_type(kind: str) -> None:

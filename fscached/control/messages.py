@@ -64,6 +64,15 @@ class Credentials(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return "Credentials(***)"
 
 
+class RegistryAuth(msgspec.Struct, frozen=True):
+    """Body of `PUT /api/v1/config`: base64 of user:password."""
+
+    registry_auth: Annotated[str, Meta(max_length=100_000)]
+
+    def __repr__(self) -> str:
+        return "RegistryAuth(***)"
+
+
 class AddImage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Body of `PUT /api/v2/images`."""
 

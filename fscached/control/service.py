@@ -6,18 +6,18 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Set
 from http import HTTPStatus
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 
 from fscached import __version__, version
 from fscached.config import Config
 from fscached.control import entry as wire
+from fscached.control.binding import OFFLINE, Binding, credential, parsed, source_of
 from fscached.control.cache import CacheService
+from fscached.control.completeness import missing
 from fscached.control.http import ApiError
 from fscached.control.messages import (
     Credentials,
@@ -38,33 +38,16 @@ from fscached.fill.tally import Tally
 from fscached.handover import Handover
 from fscached.images import Images, Registration
 from fscached.prefetch.service import Service as Prefetcher
-from fscached.source import Fault, Giver, Source, SourceError
-from fscached.source.auth import Credential, Kind, Secret
-from fscached.source.directory import Directory
-from fscached.source.objectstore import ObjectStore
-from fscached.source.origin import Trust
-from fscached.source.reference import Reference, ReferenceError
+from fscached.source import Fault, Giver, SourceError
 from fscached.source.registries import Registries
-from fscached.source.signature import Key
 from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
 from fscached.transport import ObjectKey, Transport
 from rafs_v6 import ImageError
-from rafs_v6.bootstrap import Bootstrap
 
 log = logging.getLogger(__name__)
 
 RELEASE_PAUSE_S = 1.0
 """How often an image that is to be forgotten is looked at: nobody says when its mount ends."""
-
-
-class Binding(msgspec.Struct, frozen=True):
-    """How one image came to be bound: enough to bind it again after a crash."""
-
-    volume: str
-    fsid: str
-    reference: str = ""
-    credentials: Credentials | None = None
-    entry: wire.BlobEntry | None = None
 
 
 class ControlService:
@@ -98,6 +81,9 @@ class ControlService:
         self._bindings: dict[ObjectKey, Binding] = {}
         self._bound_s: dict[ObjectKey, float] = {}
         self._leaving: set[ObjectKey] = set()
+        self._keeping = asyncio.Lock()
+        """Between keeping a bootstrap and binding it nothing is let go of."""
+        self._letting_go: set[asyncio.Task[None]] = set()
         self._releasing: asyncio.Handle | None = None
         objects.on_closed = self._closed
         self._began = asyncio.get_running_loop().time()
@@ -106,7 +92,7 @@ class ControlService:
         """Bind what the predecessor has bound, and forget what it has forgotten since this was
         called last. What cannot be bound is logged and left out."""
         left = [msgspec.convert(raw, Binding) for raw in self._handover.load() or []]
-        bindings = {ObjectKey(binding.volume, binding.fsid): binding for binding in left}
+        bindings = {binding.key: binding for binding in left}
         for key in self._bindings.keys() - bindings.keys():
             del self._bindings[key], self._bound_s[key]
             self._images.unbind(*key)
@@ -120,13 +106,39 @@ class ControlService:
             except (OSError, ImageError, SourceError) as error:
                 log.error("image %s of the predecessor is lost: %s", binding.fsid[:12], error)
 
+    def begin(self) -> None:
+        """No predecessor changes anything any more."""
+        self.restore()
+        self._store.keep_only(self._digests())
+
     async def bind_blob_entry(self, entry: wire.BlobEntry) -> None:
-        binding = Binding(entry.domain_id, entry.id, entry=entry)
         try:
-            image = await asyncio.to_thread(self._image, binding)
-            await self._admit(binding, image)
+            async with self._keeping:
+                path = Path(entry.metadata_path)
+                image = await asyncio.to_thread(self._store.keep, path, entry.id)
+                binding = Binding(entry.domain_id, entry.id, entry=entry, digest=image.digest)
+                try:
+                    self._require_same(binding)
+                    await self._admit(binding, image)
+                except BaseException:
+                    self._let_go_of({image.digest})
+                    raise
         except (OSError, ImageError) as error:
             raise _refused("CreateBlobObject", str(error)) from None
+
+    async def update_auth(self, name: str, auth: str) -> bool:
+        found = [binding for binding in self._bindings.values() if binding.is_known_as(name)]
+        try:
+            renewed = [binding.with_auth(auth) for binding in found]
+        except (ValueError, TypeError) as error:
+            raise ApiError(HTTPStatus.BAD_REQUEST, f"BadRequest: {error}") from None
+        for binding in renewed:
+            known = self._images.get(*binding.key)
+            assert known is not None
+            self._bind(binding, known.image)
+        if renewed:
+            self._save()
+        return bool(renewed)
 
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
         keys = [key for key in self._bindings if key.volume == domain_id]
@@ -196,7 +208,13 @@ class ControlService:
         )
 
     async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
-        """The image as its registry has it; as it was known before when that cannot be reached."""
+        """The image as its registry has it; as it was known before when that cannot be reached, or
+        is not to be asked."""
+        if self._config.source.offline:
+            known = await asyncio.to_thread(self._store.find, reference)
+            if known is None:
+                raise SourceError(f"{reference}: {OFFLINE}", Fault.LOCAL)
+            return known
         limit_s = self._config.source.mount_deadline_s
         try:
             async with asyncio.timeout(limit_s) as deadline:
@@ -219,34 +237,49 @@ class ControlService:
 
     async def _fetch(self, reference: str, credentials: Credentials | None) -> Image:
         """Manifest and bootstrap, each link verified."""
-        parsed = _reference(reference)
-        distribution = self._registries.distribution(parsed.registry, _credential(credentials))
-        manifest = await distribution.pull_manifest(parsed)
+        name = parsed(reference)
+        distribution = self._registries.distribution(name.registry, credential(credentials))
+        manifest = await distribution.pull_manifest(name)
         digest, size, blob_ids = bootstrap_layer(msgspec.json.decode(manifest.body))
         known = await asyncio.to_thread(self._store.find, reference)
         if known is not None and known.manifest_digest == manifest.digest:
             return known
         limit = min(size, self._config.source.bootstrap_limit_bytes)
-        layer = await distribution.pull_blob(parsed, digest, limit)
+        layer = await distribution.pull_blob(name, digest, limit)
         bootstrap = await asyncio.to_thread(unpack_bootstrap, layer)
+        volume = self._config.cache.domain_id or hashlib.sha256(bootstrap).hexdigest()
+        for blob_id in sorted(blob_ids):
+            if self._is_here(ObjectKey(volume, blob_id)):
+                # It would be served without the registry's being asked for it.
+                await distribution.require_blob(name, f"sha256:{blob_id}")
         return await asyncio.to_thread(
             self._store.adopt, reference, manifest.digest, bootstrap, blob_ids
         )
+
+    def _is_here(self, key: ObjectKey) -> bool:
+        """Whether another image has brought a blob where this one would find it."""
+        path = self._transport.files.path(key)
+        return bool(self._images.having(key)) or os.path.lexists(path)
 
     def _image(self, binding: Binding) -> Image:
         """The image of a binding, from the local disk. Raises OSError, ImageError."""
         if binding.entry is None:
             return self._store.load(binding.fsid)
-        path = Path(binding.entry.metadata_path)
-        bootstrap = path.read_bytes()
-        digest = hashlib.sha256(bootstrap).hexdigest()
-        blobs = Bootstrap(bootstrap).blobs
-        return Image("", "", binding.fsid, path, len(bootstrap), blobs, digest)
+        return self._store.kept(binding.digest, binding.fsid)
+
+    def _require_same(self, binding: Binding) -> None:
+        """A bootstrap cannot become another one while the kernel has it open."""
+        before = self._bindings.get(binding.key)
+        changed = before is not None and before.digest != binding.digest
+        if changed and binding.key in self._objects.keys:
+            raise ImageError(f"another bootstrap is mounted as {binding.fsid}: unmount it first")
 
     async def _admit(self, binding: Binding, image: Image) -> None:
         """Bind an image and make its blobs ready to be mounted. Raises as `_bind` does, ApiError
         when there is no room, OSError."""
         self._require_room(binding)
+        if self._config.source.offline:
+            await self._require_all(binding, image)
         registration = self._bind(binding, image)
         try:
             for key, size_bytes in _sizes(registration):
@@ -260,8 +293,8 @@ class ControlService:
     def _bind(self, binding: Binding, image: Image) -> Registration:
         """Raises SourceError for a source that cannot be, ImageError for a blob that is another
         one in an image of the same volume."""
-        key = ObjectKey(binding.volume, binding.fsid)
-        source = self._source(binding, image)
+        key = binding.key
+        source = source_of(binding, image, self._registries, self._config.source.offline)
         prefetch = self._config.prefetch
         if binding.entry is not None:
             prefetch = wire.prefetch(binding.entry.prefetch, prefetch)
@@ -272,47 +305,21 @@ class ControlService:
         self._leaving.discard(key)
         return registration
 
-    def _source(self, binding: Binding, image: Image) -> Source:
-        sizes = {entry.blob_id: entry.compressed_size for entry in image.blobs}
-        if binding.entry is None:
-            reference = _reference(binding.reference)
-            credential = _credential(binding.credentials)
-            return self._registries.source(
-                reference.registry, reference.repository, credential, sizes=sizes
-            )
-        match binding.entry.backend:
-            case wire.Localfs() as local:
-                others = [Path(path).absolute() for path in local.alt_dirs]
-                return Directory(Path(local.dir or local.blob_file).absolute(), others)
-            case wire.Registry() as registry:
-                return self._repository(registry, sizes)
-            case store:
-                host, make = _store(store)
-                verify, ca_files = not store.skip_verify, store.ca_cert_files
-                return self._registries.store(host, make, verify=verify, ca_files=ca_files)
-
-    def _repository(self, backend: wire.Registry, sizes: Mapping[str, int]) -> Source:
-        credential = Credential.from_basic(backend.auth) if backend.auth else None
-        if backend.registry_token:
-            credential = Credential("", Secret(backend.registry_token), Kind.BEARER)
-        return self._registries.source(
-            backend.host,
-            backend.repo,
-            credential,
-            backend.scheme,
-            wire.mirrors(backend),
-            wire.proxy(backend),
-            sizes=sizes,
-            verify=not backend.skip_verify,
-            ca_files=backend.ca_cert_files,
-        )
-
     def _require_room(self, binding: Binding) -> None:
         limit = self._config.cache.images
         if len(self._images) >= limit and self._images.get(binding.volume, binding.fsid) is None:
             raise ApiError(
                 HTTPStatus.INSUFFICIENT_STORAGE,
                 f"{limit} images are registered, the limit: unmount some, or raise [cache] images",
+            )
+
+    async def _require_all(self, binding: Binding, image: Image) -> None:
+        """An image that nobody is asked for has to be here."""
+        files = self._transport.files
+        lack = await missing(binding.volume, image, self._objects, files, self._store)
+        if lack and binding.needs_network:
+            raise SourceError(
+                f"{image.reference or image.fsid[:12]}: {lack}: {OFFLINE}", Fault.LOCAL
             )
 
     def _known(self, fsid: str) -> Registration:
@@ -343,15 +350,29 @@ class ControlService:
                 self._objects.withdraw(blob)
             if self._objects.keys.isdisjoint({key, *own}):
                 gone.append(key)
+        digests = {self._bindings[key].digest for key in gone}
         for key in gone:
             self._leaving.remove(key)
             del self._bindings[key], self._bound_s[key]
             self._images.unbind(*key)
         if gone:
             self._save()
+            self._letting_go.add(task := asyncio.ensure_future(self._let_go(digests)))
+            task.add_done_callback(self._letting_go.discard)
         if self._leaving and self._releasing is None:
             loop = asyncio.get_running_loop()
             self._releasing = loop.call_later(RELEASE_PAUSE_S, self._release_again)
+
+    async def _let_go(self, digests: Set[str]) -> None:
+        """Of kept bootstraps, unless they are somebody else's too."""
+        async with self._keeping:
+            self._let_go_of(digests)
+
+    def _let_go_of(self, digests: Set[str]) -> None:
+        self._store.let_go(digests - self._digests() - {""})
+
+    def _digests(self) -> set[str]:
+        return {binding.digest for binding in self._bindings.values()}
 
     def _release_again(self) -> None:
         self._releasing = None
@@ -462,32 +483,6 @@ class ControlService:
 
 def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:
     return [(key, entry.uncompressed_size) for key, entry in registration.blobs()]
-
-
-def _store(
-    backend: wire.S3 | wire.Oss | wire.HttpServer,
-) -> tuple[str, Callable[[Trust], ObjectStore]]:
-    """The `host[:port]` of an object store, and how to make it."""
-    if isinstance(backend, wire.HttpServer):
-        make = partial(ObjectStore.files, backend.addr, backend.path)
-        return urlsplit(backend.addr).netloc, make
-    host, bucket, prefix = backend.endpoint, backend.bucket_name, backend.object_prefix
-    key = Key(backend.access_key_id, Secret(backend.access_key_secret))
-    if isinstance(backend, wire.Oss):
-        return host, partial(ObjectStore.oss, backend.scheme, host, bucket, prefix, key)
-    region = backend.region
-    return host, partial(ObjectStore.s3, backend.scheme, host, region, bucket, prefix, key)
-
-
-def _reference(text: str) -> Reference:
-    try:
-        return Reference.parse(text)
-    except ReferenceError as error:
-        raise ApiError(HTTPStatus.BAD_REQUEST, str(error)) from None
-
-
-def _credential(given: Credentials | None) -> Credential | None:
-    return Credential(given.username, Secret(given.password)) if given is not None else None
 
 
 def _refused(what: str, why: str) -> ApiError:

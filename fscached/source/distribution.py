@@ -122,6 +122,21 @@ class Distribution:
             raise SourceError(f"{reference}: blob {digest} came as {found}", Fault.PROTOCOL)
         return response.body
 
+    async def require_blob(self, reference: Reference, digest: str) -> None:
+        """Ask whether the reference's repository has a blob and lets us have it.
+
+        Raises SourceError: Refusal when it has not, or does not.
+        """
+        url = f"{self._base(reference)}/blobs/{_checked(reference, digest)}"
+
+        async def ask() -> None:
+            # Where a redirect leads only what it was made for is answered, and that is a GET.
+            answer = await self._send(reference, "HEAD", url, follows=False)
+            if answer.status not in REDIRECT_STATUSES:
+                _expect(answer, 200, f"blob {digest}")
+
+        await self._patiently(reference, ask)
+
     async def push_blob(
         self, reference: Reference, digest: str, size: int, open_reader: Callable[[], BinaryIO]
     ) -> None:
@@ -224,8 +239,9 @@ class Distribution:
         content: Callable[[], bytes | AsyncIterator[bytes]] | None = None,
         limit_bytes: int = _ANSWER_LIMIT_BYTES,
         push: bool = False,
+        follows: bool = True,
     ) -> Response:
-        """One answer that is neither a redirect nor a question for a login.
+        """One answer that is no question for a login and, if it `follows` them, no redirect.
 
         Raises SourceError, Busy for an answer that will be another one later.
         """
@@ -247,7 +263,7 @@ class Distribution:
             if status in (401, 403) and route.origin == home and refusals < _REFUSALS_LIMIT:
                 refusals += 1
                 await authorization.refused(response.headers.get("www-authenticate", ""), sent)
-            elif status in REDIRECT_STATUSES and "location" in response.headers:
+            elif follows and status in REDIRECT_STATUSES and "location" in response.headers:
                 route = follow(route, response.headers["location"], 0, 0)
             elif status in RETRIED_STATUSES:
                 wait_s = retry_after_s(response.headers)

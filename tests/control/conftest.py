@@ -126,6 +126,10 @@ class StandInService:
     async def bind_blob_entry(self, entry: BlobEntry) -> None:
         self.asked.append(entry)
 
+    async def update_auth(self, name: str, auth: str) -> bool:
+        self.asked.append(("auth", name, auth))
+        return self.found
+
     async def unbind(self, domain_id: str, blob_id: str) -> bool:
         self.asked.append(("unbind", domain_id, blob_id))
         return self.found

@@ -277,6 +277,18 @@ async def test_nydusds_metrics_of_an_image(client: Client, query: dict[str, str]
     assert (backend["read_count"], backend["read_amount_total"]) == (2, 4000)
 
 
+async def test_credentials_are_updated_and_never_told(client: Client, service: Any) -> None:
+    """With the slash the snapshotter puts before the id; whoever asks learns nothing."""
+    body = {"registry_auth": "dTpodW50ZXIy"}
+    await call(client.put, "/api/v1/config?id=%2F7", body)
+    assert service.asked == [("auth", "7", "dTpodW50ZXIy")]
+    assert await call(client.get, "/api/v1/config", id=FSID) == {"registry_auth": None}
+    assert (await refused(client.put, "/api/v1/config", body)).status == 400
+    assert (await refused(client.put, "/api/v1/config?id=7", {"registry_auth": 7})).status == 400
+    service.found = False
+    assert (await refused(client.put, "/api/v1/config?id=7", body)).status == 404
+
+
 async def test_metrics_of_no_or_several_images_are_404(client: Client, service: Any) -> None:
     """nydusd's rule: without an id only when there is exactly one."""
     assert (await refused(client.get, "/api/v1/metrics/blobcache", id="x")).status == 404

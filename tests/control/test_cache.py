@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from http import HTTPStatus
 
 import pytest
@@ -46,7 +47,8 @@ async def test_files_are_listed_with_their_images(tmp_path, built):
     assert set(files) == {"bootstrap", "blob"}
     assert all(file.path == "" and file.open and file.state == "bound" for file in files.values())
     assert files["blob"].images == ["image-1"] and files["blob"].cookie == blob.cookie
-    assert files["blob"].bootstrap == str(tmp_path / "blobs" / "image.boot")
+    digest = hashlib.sha256(built.image.bootstrap).hexdigest()
+    assert files["blob"].bootstrap == str(tmp_path / "state" / "bound" / digest)
     await unmount(node, boot, blob)
     files = {file.kind: file for file in (await node.service.cache.listing()).files}
     assert all(file.path and not file.open for file in files.values())

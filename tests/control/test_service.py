@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from http import HTTPStatus
 from pathlib import Path
 
@@ -222,19 +223,84 @@ async def test_a_successor_serves_what_its_predecessor_bound(tmp_path, built):
     await second.close()
 
 
+def kept(directory: Path) -> list[str]:
+    """The bootstraps that the store keeps for snapshotters' images."""
+    return sorted(path.name for path in (directory / "state" / "bound").iterdir())
+
+
 async def test_a_lost_bootstrap_costs_its_image_only(tmp_path, built, caplog):
     """The successor serves the others and says which one is gone."""
+    other = build(directory({b"c": regular(b"c" * 5000)}))
     handover = Handover()
     first = Node(tmp_path, handover)
     await first.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
-    await first.service.bind_blob_entry(entry_of(built, tmp_path / "other", "image-2"))
+    await first.service.bind_blob_entry(entry_of(other, tmp_path / "other", "image-2"))
     await first.close()
-    (tmp_path / "other" / "image.boot").unlink()
+    digest = hashlib.sha256(other.image.bootstrap).hexdigest()
+    overwrite(str(tmp_path / "state" / "bound" / digest), b"damaged")
     second = Node(tmp_path, Handover(handover.fd))
     second.service.restore()
     assert [known.image.fsid for known in second.images] == ["image-1"]
     assert "image-2" in caplog.text
     await second.close()
+
+
+async def test_a_snapshot_that_is_removed_under_its_mount(tmp_path, built):
+    """The snapshotter does that when umount is refused: the image is served on, by a successor
+    too, and what was kept for it goes with it."""
+    handover = Handover()
+    first = Node(tmp_path, handover)
+    await first.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    (tmp_path / "blobs" / "image.boot").unlink()
+    await first.close()
+    second = Node(tmp_path, Handover(handover.fd))
+    second.service.begin()
+    await read_all(second, built)
+    assert kept(tmp_path) == [hashlib.sha256(built.image.bootstrap).hexdigest()]
+    await second.service.unbind("shared", "")
+    for key in list(second.objects.keys):
+        second.kernel.umount(key)
+    second.drain()
+    await until(lambda: kept(tmp_path) == [])
+    await second.close()
+
+
+async def test_what_a_crash_left_beside_the_bindings_goes(tmp_path, built):
+    """Nobody would ever remove it."""
+    node = Node(tmp_path, Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    (tmp_path / "state" / "bound" / ".image-7-1234").write_bytes(b"half")
+    node.service.begin()
+    assert kept(tmp_path) == [hashlib.sha256(built.image.bootstrap).hexdigest()]
+    await node.close()
+
+
+async def test_another_bootstrap_under_a_mount(tmp_path, built):
+    """Its size would change under the kernel, which would drop the file; nothing stays of it."""
+    other = build(directory({b"c": regular(b"c" * 5000)}))
+    node = Node(tmp_path, Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    await node.kernel.open(ObjectKey("shared", "image-1"))
+    with pytest.raises(ApiError, match="another bootstrap is mounted as image-1: unmount"):
+        await node.service.bind_blob_entry(entry_of(other, tmp_path / "other"))
+    assert kept(tmp_path) == [hashlib.sha256(built.image.bootstrap).hexdigest()]
+    await node.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [(os.mkfifo, "not a regular file"), (os.mkdir, "not a regular file"), (id, "No such file")],
+)
+async def test_what_is_no_file_is_no_bootstrap(tmp_path, built, make, says):
+    """A pipe would be read for ever."""
+    node = Node(tmp_path, Handover())
+    bad = entry_of(built, tmp_path / "blobs")
+    os.unlink(bad.metadata_path)
+    make(bad.metadata_path)
+    with pytest.raises(ApiError, match=says):
+        await node.service.bind_blob_entry(bad)
+    assert len(node.images) == 0 and kept(tmp_path) == []
+    await node.close()
 
 
 async def test_an_image_in_use_is_forgotten_at_its_close(tmp_path, built):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from http import HTTPStatus
 
 import msgspec
@@ -56,7 +57,8 @@ async def test_a_new_run_begins_while_the_image_is_mounted(tmp_path, built: Buil
     assert {each.start for each in second.accesses}.isdisjoint({0})
     assert set((await traced(node, "image-1")).accesses) >= {*first.accesses, *second.accesses}
     known = await traces.known("image-1", run=False)
-    assert known.bootstrap == str(tmp_path / "blobs" / "image.boot")
+    digest = hashlib.sha256(built.image.bootstrap).hexdigest()
+    assert known.bootstrap == str(tmp_path / "state" / "bound" / digest)
     node.kernel.umount(key)
     node.drain()
     await until(lambda: len(kept.load(first.fsid).accesses) == 2)

@@ -138,6 +138,7 @@ def test_a_container_is_prepared(site: Site) -> None:
         snapshots.prepare("container", "chain-2", {})
     assert "failed to mount" in (error.value.details() or ""), error.value.details()
     fsid = site.entry(2)["id"]
+    until(lambda: len(asked(site)) >= 5 or None, "the daemon was asked less")
     assert asked(site)[1:] == [
         "PUT /api/v2/blobs 204",
         "PUT /api/v1/daemon/fuse/sendfd 204",

@@ -45,6 +45,19 @@ class DockerRegistry:
             path.write_bytes(content)
         return digest
 
+    def put_manifest(self, repository: str, tag: str, body: bytes) -> None:
+        """Lay a manifest into its storage. As a push would, but that nobody looks whether the
+        repository has what the manifest names."""
+        digest = self.put_blob(repository, body)
+        manifests = self._root / "repositories" / repository / "_manifests"
+        for link in (
+            manifests / "revisions" / "sha256" / digest / "link",
+            manifests / "tags" / tag / "current" / "link",
+            manifests / "tags" / tag / "index" / "sha256" / digest / "link",
+        ):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.write_bytes(f"sha256:{digest}".encode())
+
     def accesses(self, count: int, containing: str) -> list[Access]:
         """The requests with this in their targets, at least `count`: it logs them a bit later."""
         for _ in _patience():
