@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,14 +64,37 @@ class Supervised:
         self._mount(self._client.put("/api/v2/images", {"reference": reference}))
 
     def mount(self, image: LocalImage) -> None:
-        """Mount an image whose bytes are on this machine."""
-        self._client.put("/api/v2/blobs", entry(image))
-        [known] = self._client.get("/api/v2/images")
+        """Mount the one image, whose bytes are on this machine."""
+        self.offer(image)
+        [known] = self.images()
         self._mount(known)
+
+    def offer(self, image: LocalImage) -> None:
+        """Have an image served whose bytes are on this machine."""
+        self._client.put("/api/v2/blobs", entry(image))
+
+    def images(self) -> list[dict[str, Any]]:
+        """All that are served: names, and the files that are to be mounted."""
+        images: list[dict[str, Any]] = self._client.get("/api/v2/images")
+        return images
+
+    def restart(self) -> None:
+        """Kill the daemon, and wait until the next one answers: the supervisor starts it."""
+        pid = self.status()["pid"]
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + FILL_PATIENCE_S
+        while not (self._answers() and self.status()["pid"] != pid):
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{self.name}: no daemon follows")
+            time.sleep(0.005)
+
+    def resident_mib(self) -> float:
+        """Memory of the daemon, without the supervisor's."""
+        return float(self.status()["rss_bytes"]) / (1 << 20)
 
     def files(self) -> tuple[Path, list[Path]]:
         """The bootstrap's file and the blobs' of the one image."""
-        [known] = self._client.get("/api/v2/images")
+        [known] = self.images()
         return Path(known["bootstrap"]), [Path(device) for device in known["devices"]]
 
     def events(self) -> int:
