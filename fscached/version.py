@@ -49,5 +49,15 @@ def _commit_of(git: Path, ref: str) -> str:
     raise LookupError(ref)
 
 
-COMMIT: Final = git_commit(Path(__file__).parent.parent / ".git")
-"""Of the checkout this process was started from."""
+def _own_commit() -> str:
+    here = Path(__file__).parent
+    packaged = here / "COMMIT"
+    return (
+        packaged.read_text("ascii").strip()
+        if packaged.is_file()
+        else git_commit(here.parent / ".git")
+    )
+
+
+COMMIT: Final = _own_commit()
+"""Of what this process was started from: a package says it in a file, else it is a checkout."""

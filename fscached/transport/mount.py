@@ -82,6 +82,8 @@ class MountPoint(NamedTuple):
     options: tuple[tuple[str, str], ...]
     """Of the superblock, in order, repeated ones too."""
     source: str = ""
+    follows: bool = False
+    """It is a slave of another namespace's: what is unmounted here stays mounted there."""
 
 
 class Mount(NamedTuple):
@@ -235,10 +237,17 @@ def mount_points(mountinfo: Path = _MOUNTINFO) -> list[MountPoint]:
     return [_mount_point(line) for line in mountinfo.read_bytes().split(b"\n") if line]
 
 
+def is_apart(mountinfo: Path = _MOUNTINFO) -> bool:
+    """Whether this mount namespace follows another one, as that of a service with ProtectSystem=
+    does: then nothing can be unmounted for everybody (systemd.exec(5), MountFlags=)."""
+    roots = [point for point in mount_points(mountinfo) if point.target == "/"]
+    return bool(roots) and roots[-1].follows
+
+
 def _mount_point(line: bytes) -> MountPoint:
     """proc_pid_mountinfo(5): six fields, any number of tags, a dash, three fields."""
     fields, _, rest = line.partition(b" - ")
-    _id, _parent, device, _root, target, *_ = fields.split(b" ")
+    _id, _parent, device, _root, target, _options, *tags = fields.split(b" ")
     fs_type, source, options = rest.split(b" ", 2)
     pairs = (option.partition(b"=") for option in options.split(b","))
     return MountPoint(
@@ -247,6 +256,7 @@ def _mount_point(line: bytes) -> MountPoint:
         _unescaped(fs_type),
         tuple((_unescaped(key), _unescaped(value)) for key, _, value in pairs),
         _unescaped(source),
+        any(tag.startswith(b"master:") for tag in tags),
     )
 
 

@@ -77,6 +77,13 @@ def _cachefiles(config: Config) -> Cachefiles:
 
 
 def _fanotify(config: Config) -> Fanotify:
+    if mount.is_apart():
+        raise Missing(
+            "fanotify cannot be used in a mount namespace of its own: mounts that would read zeros "
+            "could not be taken down for everybody",
+            "start fscached.service instead of fscached-cachefiles.service, or leave "
+            "ProtectSystem=, PrivateTmp= and the like out of the unit",
+        )
     try:
         transport = Fanotify.open(
             config.cache.directory, _floor(config.cache), config.kernel.unanswered_reads

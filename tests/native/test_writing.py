@@ -20,15 +20,16 @@ tac /proc/self/mountinfo | cut -d' ' -f5 | sort -ru | while read -r point; do
 done
 ! touch /written 2>/dev/null
 ! touch "$OUTSIDE/written" 2>/dev/null
-exec "$PYTHON" -B -m fscached run --unsafe-no-supervisor --config "$CONFIG"
+exec setpriv --inh-caps -all --bounding-set -all,+sys_admin \
+    "$PYTHON" -B -m fscached run --unsafe-no-supervisor --config "$CONFIG"
 """
 
 
 def test_a_read_only_root_is_enough(
     node: Node, registry: Origin, monkeypatch, tmp_path: Path
 ) -> None:
-    """A whole life of the daemon, in a namespace where nothing else can be written: mount, read,
-    prefetch, trace, budget, verification."""
+    """A whole life of the daemon, in a namespace where nothing else can be written and with the one
+    capability that its unit leaves it: mount, read, prefetch, trace, budget, verification."""
     directories = [node.root / name for name in ("run", "state", "cache")]
     for directory in directories:
         directory.mkdir(mode=0o700)

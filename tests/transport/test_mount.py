@@ -305,3 +305,14 @@ def test_a_carriage_return_ends_no_line(tmp_path: Path) -> None:
 def test_this_machines_mount_table_is_read() -> None:
     """Whatever is mounted here, /proc is among it."""
     assert ("/proc", "proc") in {(point.target, point.fs_type) for point in mount.mount_points()}
+
+
+@pytest.mark.parametrize(("tags", "apart"), [("", False), ("shared:1", False), ("master:1", True)])
+def test_a_namespace_that_follows_another_is_told(tmp_path: Path, tags: str, apart: bool) -> None:
+    """As systemd makes one for ProtectSystem=: what is unmounted there stays mounted elsewhere."""
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        f"22 1 254:0 / / rw,relatime {tags} - ext4 /dev/vda rw\n"
+        "23 22 0:21 / /proc rw master:9 - proc proc rw\n".replace("  ", " ")
+    )
+    assert mount.is_apart(table) is apart
