@@ -61,7 +61,18 @@ class Supervised:
 
     def pull(self, reference: str) -> None:
         """Mount an image of a registry."""
-        self._mount(self._client.put("/api/v2/images", {"reference": reference}))
+        self._mount(self.add(reference))
+
+    def add(self, reference: str) -> dict[str, Any]:
+        """Have an image of a registry served: its name, and the files that are to be mounted."""
+        image: dict[str, Any] = self._client.put("/api/v2/images", {"reference": reference})
+        return image
+
+    def forget(self, fsid: str) -> None:
+        """Serve an image no more, and delete the files that no other needs."""
+        if any(known["fsid"] == fsid for known in self.images()):
+            self._client.delete("/api/v2/images", fsid=fsid)
+        self._client.put("/api/v2/cache/gc", {"all_idle": True})
 
     def mount(self, image: LocalImage) -> None:
         """Mount the one image, whose bytes are on this machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import tempfile
@@ -111,24 +112,66 @@ class Registry:
         return f"{self.storage}/docker/registry/v2/blobs/{algorithm}/{value[:2]}/{value}/data"
 
 
+class HostRegistry:
+    """docker-registry on the host's loopback over `storage`, at one address from start to start."""
+
+    def __init__(self, storage: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self._directory = tempfile.TemporaryDirectory(prefix="fscached-registry-")
+        self._file = Path(self._directory.name, "registry.yml")
+        self._file.write_text(CONFIGURATION.format(storage=storage, port=port))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it answers. Raises CommandFailed when it does not."""
+        serve = ["docker-registry", "serve", str(self._file)]
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(serve, stdout=quiet, stderr=quiet)
+        _await_answer(f"http://{self.address}/v2/", self._process)
+
+    def kill(self) -> None:
+        """At once. Connections end, new ones are refused."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def pause(self) -> None:
+        """Connections stay, and nothing comes."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """For good."""
+        self.kill()
+        self._directory.cleanup()
+
+
 @contextmanager
-def on_host(storage: Path) -> Iterator[str]:
-    """Run docker-registry on the host's loopback over `storage`; yields its HOST:PORT.
+def on_host_with_faults(storage: Path) -> Iterator[HostRegistry]:
+    """Run docker-registry on the host's loopback; it can be killed, started and paused.
 
     What is pushed to it becomes a guest's origin by `disk.from_tree(image, storage)`.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file, tempfile.TemporaryFile() as log:
-        file.write(CONFIGURATION.format(storage=storage, port=port))
-        file.flush()
-        serve = ["docker-registry", "serve", file.name]
-        with subprocess.Popen(serve, stdout=log, stderr=log) as process:
-            try:
-                _await_answer(f"http://127.0.0.1:{port}/v2/", process)
-                yield f"127.0.0.1:{port}"
-            finally:
-                process.kill()
+    registry = HostRegistry(storage)
+    try:
+        registry.start()
+        yield registry
+    finally:
+        registry.close()
+
+
+@contextmanager
+def on_host(storage: Path) -> Iterator[str]:
+    """As much, without the faults; yields its HOST:PORT."""
+    with on_host_with_faults(storage) as registry:
+        yield registry.address
 
 
 def _await_answer(url: str, process: subprocess.Popen[bytes]) -> None:
