@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from fscached import log
-from fscached.control import entry, metrics
+from fscached.control import entry, metrics, nydusd_metrics
 from fscached.control.http import ApiError, Handler, Reply, Request
 from fscached.control.messages import (
     AddImage,
@@ -293,12 +293,21 @@ async def _renewable(service: Service, request: Request) -> Reply:
 
 
 async def _backend_metrics(service: Service, request: Request) -> Reply:
-    return _json(metrics.backend(_image(service.status(), request)))
+    return _json(nydusd_metrics.backend(_image(service.status(), request)))
 
 
 async def _blobcache_metrics(service: Service, request: Request) -> Reply:
     status = service.status()
-    return _json(metrics.blobcache(_image(status, request), status.cache_directory))
+    return _json(nydusd_metrics.blobcache(_image(status, request), status.cache_directory))
+
+
+async def _file_system_metrics(service: Service, request: Request) -> Reply:
+    """The snapshotter's system controller asks without an id for what it tells of a daemon."""
+    status = service.status()
+    if not request.query.get("id", ""):
+        return _json(nydusd_metrics.file_system(status, status.demand))
+    image = _image(status, request)
+    return _json(nydusd_metrics.file_system(status, image.demand, image.fsid))
 
 
 async def _fuse_metrics(service: Service, request: Request) -> Reply:
@@ -391,7 +400,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Route]]] = {
     "/api/v1/daemon/backend": {"GET": _unsupported},
     "/api/v1/config": {"GET": _renewable, "PUT": _renew},
     "/api/v1/mount": {"POST": _unsupported, "PUT": _unsupported, "DELETE": _unsupported},
-    "/api/v1/metrics": {"GET": _fuse_metrics},
+    "/api/v1/metrics": {"GET": _file_system_metrics},
     "/api/v1/metrics/files": {"GET": _fuse_metrics},
     "/api/v1/metrics/pattern": {"GET": _fuse_metrics},
     "/api/v1/metrics/inflight": {"GET": _unsupported},

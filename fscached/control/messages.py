@@ -121,6 +121,24 @@ class ImageOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fsid: Annotated[str, Meta(min_length=1, max_length=200)]
 
 
+class LatencyCounts(msgspec.Struct, frozen=True):
+    """How often something took at most as long as each of `fscached.fill.tally.LATENCIES_S`, or
+    longer than all, and all seconds together."""
+
+    counts: tuple[int, ...] = (0,) * 8
+    seconds: float = 0.0
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    """What was read of one source since the daemon started. `by_size`: ranges that came, by the
+    bounds of `fscached.fill.tally.SIZES_BYTES`."""
+
+    requests: int = 0
+    received_bytes: int = 0
+    failures: int = 0
+    by_size: tuple[LatencyCounts, ...] = (LatencyCounts(),) * 8
+
+
 class ObjectStatus(msgspec.Struct, frozen=True):
     """One object of the kernel: a bootstrap or a blob. Counts are since the daemon started.
 
@@ -142,6 +160,19 @@ class ObjectStatus(msgspec.Struct, frozen=True):
     in_flight_bytes: int = 0
 
 
+class DemandStatus(msgspec.Struct, frozen=True):
+    """How READs fared and what was asked for them, since the daemon started. For `hits` the bytes
+    had come meanwhile, for `joined` they were on their way, for `misses` something was asked for.
+    `latencies` are of all of them; `sources` are by name, prefetch's ranges among them."""
+
+    hits: int = 0
+    joined: int = 0
+    misses: int = 0
+    failed: int = 0
+    latencies: LatencyCounts = LatencyCounts()
+    sources: dict[str, SourceStatus] = {}
+
+
 class ImageStatus(msgspec.Struct, frozen=True):
     """An image and its objects. A blob that images share is counted in each of them."""
 
@@ -156,6 +187,7 @@ class ImageStatus(msgspec.Struct, frozen=True):
     last_demand_s: float = 0.0
     """From its binding here (again, after a restart) to the last time that a reader had to wait for
     something to be fetched; 0: never."""
+    demand: DemandStatus = DemandStatus()
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -276,6 +308,7 @@ class Status(msgspec.Struct, frozen=True):
     images: list[ImageStatus]
     given: dict[str, int] = {}
     cache: CacheStatus = CacheStatus()
+    demand: DemandStatus = DemandStatus()
 
 
 class KnownTrace(msgspec.Struct, frozen=True):

@@ -1,15 +1,26 @@
-"""Counters for whoever scrapes them: Prometheus' text format, and nydusd's two JSON shapes."""
+"""Counters for whoever scrapes them, in Prometheus' text format."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import accumulate
+from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from fscached.control.messages import CacheStatus, ImageStatus, ObjectStatus, Status, Totals
+from fscached.control.messages import (
+    CacheStatus,
+    ImageStatus,
+    LatencyCounts,
+    ObjectStatus,
+    SourceStatus,
+    Status,
+    Totals,
+)
+from fscached.fill.tally import LATENCIES_S
 
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -47,6 +58,13 @@ _PREFETCH_HELP: Final = {
 }
 
 
+_SOURCE_HELP: Final = {
+    "requests": "HTTP requests sent to a source, refused ones and redirects too.",
+    "received_bytes": "Bytes of their bodies.",
+    "failures": "Ranges that did not come from it after all tries.",
+}
+
+
 def resident_memory_bytes() -> int:
     """Resident memory of this process (second number of /proc/self/statm, proc(5))."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
@@ -56,50 +74,6 @@ def resident_memory_bytes() -> int:
 def prometheus(status: Status) -> bytes:
     """The totals, each image's resident and full size, and the process' own figures."""
     return "".join(f"{line}\n" for line in _lines(status)).encode()
-
-
-def backend(image: ImageStatus) -> dict[str, Any]:
-    """nydusd's BackendMetrics of one image. Its latency distributions are not kept: zeros."""
-    blobs = image.blobs
-    return {
-        "backend_type": "registry",
-        "read_count": sum(blob.requests for blob in blobs),
-        "read_errors": sum(blob.reads_failed for blob in blobs),
-        "read_amount_total": sum(blob.received_bytes for blob in blobs),
-        "read_cumulative_latency_millis_total": 0,
-        "read_cumulative_latency_millis_dist": [0] * 8,
-        "read_count_block_size_dist": [0] * 8,
-        "read_latency_sizes_dist": [[0] * 8 for _ in range(8)],
-    }
-
-
-def blobcache(image: ImageStatus, store_path: str) -> dict[str, Any]:
-    """nydusd's BlobcacheMetrics of one image; what the kernel transport has no word for is zero.
-
-    Every READ is a miss, so hits are zero by nature: the kernel serves those alone.
-    """
-    blobs = image.blobs
-    complete = all(blob.resident_bytes == blob.size_bytes for blob in blobs)
-    return {
-        "id": image.fsid,
-        "underlying_files": [f"{blob.id}.blob.data" for blob in blobs],
-        "store_path": store_path,
-        "partial_hits": 0,
-        "whole_hits": 0,
-        "total": sum(blob.reads for blob in blobs),
-        "entries_count": len(blobs),
-        "prefetch_data_amount": image.prefetch.brought_bytes,
-        "prefetch_requests_count": image.prefetch.requests,
-        "prefetch_workers": 0,
-        "prefetch_unmerged_chunks": 0,
-        "prefetch_cumulative_time_millis": 0,
-        "prefetch_begin_time_secs": 0,
-        "prefetch_begin_time_millis": 0,
-        "prefetch_end_time_secs": 0,
-        "prefetch_end_time_millis": 0,
-        "buffered_backend_size": 0,
-        "data_all_ready": complete,
-    }
 
 
 def _lines(status: Status) -> Iterator[str]:
@@ -119,7 +93,55 @@ def _lines(status: Status) -> Iterator[str]:
     yield from _objects(status.images, "resident_bytes", "Bytes of the image in the cache.")
     yield from _objects(status.images, "in_flight_bytes", "Bytes of the image on their way.")
     yield from _images(status.images)
+    yield from _demand(status)
+    yield from _sources(status.demand.sources)
     yield from _prefetches(status.images)
+
+
+def _demand(status: Status) -> Iterator[str]:
+    """How READs fared: all of them in a histogram, those of each image in counts and seconds."""
+    yield "# HELP fscached_read_seconds From the kernel's READ to its answer."
+    yield "# TYPE fscached_read_seconds histogram"
+    yield from _histogram("read_seconds", "", status.demand.latencies)
+    name = "fscached_image_reads_total"
+    yield f"# HELP {name} READs by what became of them: bytes were there, on their way, or not."
+    yield f"# TYPE {name} counter"
+    for image in status.images:
+        for result in ("hits", "joined", "misses", "failed"):
+            count = getattr(image.demand, result)
+            yield f'{name}{{{_labels(image)},result="{result}"}} {count}'
+    yield "# HELP fscached_image_read_seconds From the kernel's READs to their answers."
+    yield "# TYPE fscached_image_read_seconds summary"
+    for image in status.images:
+        latencies, labels = image.demand.latencies, _labels(image)
+        yield f"fscached_image_read_seconds_sum{{{labels}}} {latencies.seconds:g}"
+        yield f"fscached_image_read_seconds_count{{{labels}}} {sum(latencies.counts)}"
+
+
+def _sources(sources: dict[str, SourceStatus]) -> Iterator[str]:
+    for field, meaning in _SOURCE_HELP.items():
+        name = f"fscached_source_{field}_total"
+        yield f"# HELP {name} {meaning}"
+        yield f"# TYPE {name} counter"
+        for source, spent in sources.items():
+            yield f'{name}{{source="{_escaped(source)}"}} {getattr(spent, field)}'
+    yield "# HELP fscached_source_seconds How long ranges took to come."
+    yield "# TYPE fscached_source_seconds histogram"
+    for source, spent in sources.items():
+        columns = zip(*(row.counts for row in spent.by_size), strict=True)
+        seconds = sum(row.seconds for row in spent.by_size)
+        latencies = LatencyCounts(tuple(map(sum, columns)), seconds)
+        yield from _histogram("source_seconds", f'source="{_escaped(source)}"', latencies)
+
+
+def _histogram(name: str, labels: str, latencies: LatencyCounts) -> Iterator[str]:
+    before = f"{labels}," if labels else ""
+    for bound, count in zip((*LATENCIES_S, inf), accumulate(latencies.counts), strict=True):
+        le = "+Inf" if bound == inf else f"{bound:g}"
+        yield f'fscached_{name}_bucket{{{before}le="{le}"}} {count}'
+    alone = f"{{{labels}}}" if labels else ""
+    yield f"fscached_{name}_sum{alone} {latencies.seconds:g}"
+    yield f"fscached_{name}_count{alone} {sum(latencies.counts)}"
 
 
 def _prefetches(images: list[ImageStatus]) -> Iterator[str]:

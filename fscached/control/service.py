@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 
-from fscached import __version__, version
 from fscached.config import Config
 from fscached.control import entry as wire
 from fscached.control.binding import OFFLINE, Binding, credential, parsed, source_of
@@ -22,23 +21,18 @@ from fscached.control.http import ApiError
 from fscached.control.messages import (
     Credentials,
     ImageInfo,
-    ImageStatus,
-    ObjectStatus,
     PrefetchStatus,
     Status,
-    Totals,
 )
-from fscached.control.metrics import resident_memory_bytes
+from fscached.control.report import Report
 from fscached.control.state import State
 from fscached.control.tracing import Tracing
 from fscached.culling.service import Culling
-from fscached.fill.blob import OpenBlob
 from fscached.fill.objects import Objects
-from fscached.fill.tally import Tally
 from fscached.handover import Handover
 from fscached.images import Images, Registration
 from fscached.prefetch.service import Service as Prefetcher
-from fscached.source import Fault, Giver, SourceError
+from fscached.source import Fault, SourceError
 from fscached.source.registries import Registries
 from fscached.store import Image, Store, bootstrap_layer, unpack_bootstrap
 from fscached.transport import ObjectKey, Transport
@@ -72,21 +66,28 @@ class ControlService:
         self._images = images
         self._objects = objects
         self._prefetch = prefetch
-        self.traces = Tracing(store, prefetch, self._staying, self._resident_bytes)
         self._transport = transport
         self._registries = registries
         self._handover = handover
         self._culling = culling
         self.cache = CacheService(config.cache, store, images, objects, culling)
+        self._report = Report(
+            config.cache.directory,
+            objects,
+            prefetch,
+            transport,
+            registries,
+            self._staying,
+            self.cache.status,
+        )
+        self.traces = Tracing(store, prefetch, self._staying, self._report.resident_bytes)
         self._bindings: dict[ObjectKey, Binding] = {}
-        self._bound_s: dict[ObjectKey, float] = {}
         self._leaving: set[ObjectKey] = set()
         self._keeping = asyncio.Lock()
         """Between keeping a bootstrap and binding it nothing is let go of."""
         self._letting_go: set[asyncio.Task[None]] = set()
         self._releasing: asyncio.Handle | None = None
         objects.on_closed = self._closed
-        self._began = asyncio.get_running_loop().time()
 
     def restore(self) -> None:
         """Bind what the predecessor has bound, and forget what it has forgotten since this was
@@ -94,7 +95,7 @@ class ControlService:
         left = [msgspec.convert(raw, Binding) for raw in self._handover.load() or []]
         bindings = {binding.key: binding for binding in left}
         for key in self._bindings.keys() - bindings.keys():
-            del self._bindings[key], self._bound_s[key]
+            del self._bindings[key], self._report.bound_s[key]
             self._images.unbind(*key)
         for key, binding in bindings.items():
             if self._bindings.get(key) == binding:
@@ -156,10 +157,12 @@ class ControlService:
             raise _refused("CreateBlobObject", f"{reference}: {error}") from None
         except OSError as error:
             raise _refused("CreateBlobObject", f"{reference}: cannot be kept: {error}") from error
-        return await asyncio.to_thread(self._info, self._images.get(volume, image.fsid))
+        known = self._images.get(volume, image.fsid)
+        assert known is not None
+        return await asyncio.to_thread(self._report.info, known)
 
     def images(self) -> list[ImageInfo]:
-        return [self._info(registration) for registration in self._staying()]
+        return [self._report.info(registration) for registration in self._staying()]
 
     async def remove_image(self, fsid: str) -> bool:
         return self._forget([key for key in self._bindings if key.cookie == fsid])
@@ -171,41 +174,13 @@ class ControlService:
                 HTTPStatus.CONFLICT,
                 f"{known.image.reference or fsid}: nobody has it mounted: mount it first",
             )
-        return self._prefetch_status(known)
+        return self._report.prefetch(known)
 
     def prefetch_status(self, fsid: str) -> PrefetchStatus:
-        return self._prefetch_status(self._known(fsid))
+        return self._report.prefetch(self._known(fsid))
 
     def status(self) -> Status:
-        registries = self._registries.traffic
-        tallies = self._objects.tallies
-        return Status(
-            version=__version__,
-            git_commit=version.COMMIT,
-            pid=os.getpid(),
-            state=self._state(),
-            transport=self._transport.name,
-            cache_directory=self._config.cache.directory,
-            uptime_s=asyncio.get_running_loop().time() - self._began,
-            rss_bytes=resident_memory_bytes(),
-            totals=Totals(
-                opens=self._objects.tally.opens,
-                closes=self._objects.tally.closes,
-                open_objects=len(self._objects),
-                reads=self._objects.tally.reads,
-                reads_waiting=self._objects.waiting,
-                reads_failed=_sum(tallies.values(), "reads_failed"),
-                reads_slow=_sum(tallies.values(), "slow_reads"),
-                requests=registries.requests,
-                received_bytes=registries.received_bytes,
-                written_bytes=_sum(tallies.values(), "landed_bytes"),
-                bad_chunks=_sum(tallies.values(), "bad_chunks"),
-                source_errors=_sum(tallies.values(), "source_errors"),
-            ),
-            given={giver.value: registries.given[giver] for giver in Giver},
-            images=[self._image_status(registration) for registration in self._staying()],
-            cache=self.cache.status(),
-        )
+        return self._report.whole(self._state())
 
     async def _pull(self, reference: str, credentials: Credentials | None) -> Image:
         """The image as its registry has it; as it was known before when that cannot be reached, or
@@ -301,7 +276,7 @@ class ControlService:
         registration = Registration(image, binding.volume, source, prefetch)
         self._images.bind(registration)
         self._bindings[key] = binding
-        self._bound_s.setdefault(key, asyncio.get_running_loop().time())
+        self._report.bound_s.setdefault(key, asyncio.get_running_loop().time())
         self._leaving.discard(key)
         return registration
 
@@ -353,7 +328,7 @@ class ControlService:
         digests = {self._bindings[key].digest for key in gone}
         for key in gone:
             self._leaving.remove(key)
-            del self._bindings[key], self._bound_s[key]
+            del self._bindings[key], self._report.bound_s[key]
             self._images.unbind(*key)
         if gone:
             self._save()
@@ -389,97 +364,6 @@ class ControlService:
     def _save(self) -> None:
         self._handover.save([msgspec.to_builtins(binding) for binding in self._bindings.values()])
 
-    def _info(self, registration: Registration | None) -> ImageInfo:
-        assert registration is not None
-        image = registration.image
-        shared = registration.volume != image.fsid
-        device = self._transport.device
-        by_name = device(registration.key) is None
-        devices = [device(key) or "" for key, _ in registration.blobs()]
-        return ImageInfo(
-            reference=image.reference,
-            fsid=image.fsid,
-            domain_id=registration.volume if shared else "",
-            manifest_digest=image.manifest_digest,
-            blobs=[entry.blob_id for entry in image.blobs],
-            settled=not by_name or self._settled(registration),
-            bootstrap=str(image.path),
-            devices=None if by_name else devices,
-        )
-
-    def _settled(self, registration: Registration) -> bool:
-        """Whether all of an image's cache files are linked. cachefiles keeps a new object in an
-        unlinked O_TMPFILE until its first CLOSE (tried on 6.1 and 6.12)."""
-        keys = [registration.key, *(key for key, _ in registration.blobs())]
-        return all(os.path.lexists(self._transport.files.path(key)) for key in keys)
-
-    def _image_status(self, registration: Registration) -> ImageStatus:
-        image = registration.image
-        opened = self._objects.blobs(registration.volume)
-        info = self._info(registration)
-        return ImageStatus(
-            reference=info.reference,
-            fsid=info.fsid,
-            domain_id=info.domain_id,
-            manifest_digest=info.manifest_digest,
-            settled=info.settled,
-            bootstrap=self._bootstrap_status(registration, info),
-            blobs=[
-                self._object_status(
-                    ObjectKey(registration.volume, entry.blob_id),
-                    entry.uncompressed_size,
-                    opened.get(entry.blob_id),
-                )
-                for entry in image.blobs
-            ],
-            prefetch=self._prefetch_status(registration),
-            last_demand_s=self._last_demand_s(registration),
-        )
-
-    def _last_demand_s(self, registration: Registration) -> float:
-        bound_s = self._bound_s.get(registration.key, 0.0)
-        tallies = (self._objects.tallies.get(key) for key, _ in registration.blobs())
-        fetched = [it.fetched_s for it in tallies if it is not None and it.fetched_s is not None]
-        return max(0.0, max(fetched, default=bound_s) - bound_s)
-
-    def _prefetch_status(self, registration: Registration) -> PrefetchStatus:
-        report = self._prefetch.report(registration.key, registration.prefetch)
-        return PrefetchStatus(**report._asdict())
-
-    def _resident_bytes(self, registration: Registration) -> int:
-        opened = self._objects.blobs(registration.volume)
-        blobs = [
-            opened[entry.blob_id].blob
-            for entry in registration.image.blobs
-            if entry.blob_id in opened
-        ]
-        return sum(blob.resident_bytes for blob in blobs if blob is not None)
-
-    def _bootstrap_status(self, registration: Registration, info: ImageInfo) -> ObjectStatus:
-        """One that is mounted as a file is all there."""
-        size_bytes = registration.image.size_bytes
-        if info.devices is not None:
-            return ObjectStatus(registration.image.fsid, size_bytes, size_bytes)
-        return self._object_status(registration.key, size_bytes, None)
-
-    def _object_status(
-        self, key: ObjectKey, size_bytes: int, opened: OpenBlob | None
-    ) -> ObjectStatus:
-        tally = self._objects.tallies.get(key, Tally())
-        blob = opened.blob if opened is not None else None
-        return ObjectStatus(
-            id=key.cookie,
-            size_bytes=size_bytes,
-            resident_bytes=blob.resident_bytes if blob is not None else None,
-            in_flight_bytes=blob.in_flight_bytes if blob is not None else 0,
-            reads=tally.reads,
-            reads_failed=tally.reads_failed,
-            requests=tally.requests,
-            received_bytes=tally.received_bytes,
-            bad_chunks=tally.bad_chunks,
-            given={giver.value: count for giver, count in tally.given.items()},
-        )
-
 
 def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:
     return [(key, entry.uncompressed_size) for key, entry in registration.blobs()]
@@ -487,7 +371,3 @@ def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:
 
 def _refused(what: str, why: str) -> ApiError:
     return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"{what}(DaemonAbnormal(Other({why!r})))")
-
-
-def _sum(tallies: Iterable[Tally], name: str) -> int:
-    return sum(getattr(tally, name) for tally in tallies)

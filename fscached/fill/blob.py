@@ -236,11 +236,13 @@ class OpenBlob:
         assert self.blob is not None
         verdict = self.blob.want(number, want.start, want.end, came_s)
         if verdict.complete:
+            self._tally.hits += 1
             self._replies.complete([number])
             self._launch(verdict.fetches)
         elif verdict.refuse:
             self._replies.fail([number])
         else:
+            self._tally.joined += not verdict.fetches
             # Before any worker is woken: it would only wait for the interpreter's lock.
             self._arm()
             self._launch(verdict.fetches)
@@ -280,11 +282,13 @@ class OpenBlob:
             self._tally.requests += answer.requests
             self._tally.received_bytes += answer.received_bytes
             self._tally.given.update(answer.given)
+            self._tally.sources[answer.source].count(answer, self.remote_bytes(fetch))
             if priority is Priority.DEMAND and self.blob is not None:
                 self.blob.paced(fetch, flight.first_byte_s, answer.seconds)
             ending = Ending.DONE
         except SourceError as error:
             self._tally.source_errors += 1
+            self._tally.sources[self.origin.source.name].failures += 1
             late = self._loop.time() - began_s >= deadline_s
             if late and (flight.brought_bytes or self._limits.outage_limit_s is None):
                 ending = Ending.LATE

@@ -40,10 +40,13 @@ class OpenBootstrap:
         self._tally = tally
         self._writing: asyncio.Task[None] | None = None
         self._closed = False
+        self._came_s: dict[int, float] = {}
 
     def wanted(self, want: Wanted) -> None:
         """A READ: completed now, or when the whole bootstrap is in the cache file."""
+        self._came_s[want.ticket] = asyncio.get_running_loop().time()
         if self.bootstrap.want(want.ticket):
+            self._tally.hits += 1
             self._complete([want.ticket])
         elif self.bootstrap.write():
             self._writing = asyncio.ensure_future(self._write())
@@ -84,11 +87,17 @@ class OpenBootstrap:
     def _complete(self, tickets: list[int] | list[Ticket]) -> None:
         for ticket in tickets:
             self._tally.reads_completed += 1
+            self._timed(ticket)
             if not self._closed:
                 self._transport.done(self.object, Ticket(ticket))
 
     def _fail(self, tickets: list[int]) -> None:
         for ticket in tickets:
             self._tally.reads_failed += 1
+            self._timed(ticket)
             if not self._closed:
                 self._transport.failed(self.object, Ticket(ticket), errno.EIO)
+
+    def _timed(self, ticket: int) -> None:
+        now_s = asyncio.get_running_loop().time()
+        self._tally.latencies.count(now_s - self._came_s.pop(ticket, now_s))

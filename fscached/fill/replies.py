@@ -85,6 +85,7 @@ class Replies:
     def _timed(self, pending: Pending, stamps: Stamps | None, *, failed: bool = False) -> None:
         """A READ has its answer: was it slow?"""
         now_s = self._loop.time()
+        self._tally.latencies.count(now_s - pending[1])
         if self._slow_read_s and now_s - pending[1] >= self._slow_read_s:
             self._tally.slow_reads += 1
             tell(pending, now_s, *self._names, stamps, failed)

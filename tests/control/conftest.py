@@ -21,6 +21,27 @@ from fscached.prefetch.phase import Phase
 from fscached.prefetch.trace import Access, Trace, TraceError, decode, encode
 
 BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)
+_COUNTS = messages.LatencyCounts((1, 2, 0, 0, 0, 0, 0, 1), 3.5)
+_NONE = messages.LatencyCounts()
+DEMAND = messages.DemandStatus(
+    hits=1,
+    joined=0,
+    misses=3,
+    failed=1,
+    latencies=_COUNTS,
+    sources={
+        'registry.test/"app"': messages.SourceStatus(
+            requests=5,
+            received_bytes=4000,
+            failures=2,
+            by_size=(
+                *[messages.LatencyCounts()] * 7,
+                messages.LatencyCounts((0, 2) + (0,) * 6, 0.04),
+            ),
+        ),
+        "peer": messages.SourceStatus(1, 50, 0, (_COUNTS, *[_NONE] * 7)),
+    },
+)
 IMAGE = messages.ImageStatus(
     reference="registry.test/app:1",
     fsid="f" * 64,
@@ -30,6 +51,7 @@ IMAGE = messages.ImageStatus(
     bootstrap=messages.ObjectStatus("f" * 64, 4096, 4096, reads=1),
     blobs=[BLOB],
     prefetch=messages.PrefetchStatus(Phase.RUNNING, "", 3, 8192, 4096, 2048.0, 2.0),
+    demand=DEMAND,
 )
 
 
@@ -121,6 +143,7 @@ class StandInService:
             rss_bytes=40 << 20,
             totals=messages.Totals(reads=4, requests=2, received_bytes=4000),
             images=self.image_status,
+            demand=DEMAND,
         )
 
     async def bind_blob_entry(self, entry: BlobEntry) -> None:

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from fscached.control import api, http
+from fscached.control import api, http, messages
 from fscached.control.client import Client, DaemonAway, DaemonError
 from fscached.control.messages import CollectGarbage, Credentials
 from fscached.source import Fault, SourceError
@@ -272,9 +274,27 @@ async def test_nydusds_metrics_of_an_image(client: Client, query: dict[str, str]
     """With the slash the snapshotter puts before the id, and for the only image without one."""
     cache = await call(client.get, "/api/v1/metrics/blobcache", **query)
     assert cache["underlying_files"] == ["b" * 64 + ".blob.data"]
-    assert (cache["total"], cache["data_all_ready"]) == (3, False)
+    assert (cache["total"], cache["whole_hits"], cache["data_all_ready"]) == (4, 1, False)
     backend = await call(client.get, "/api/v1/metrics/backend", **query)
-    assert (backend["read_count"], backend["read_amount_total"]) == (2, 4000)
+    assert (backend["read_count"], backend["read_amount_total"]) == (6, 4050)
+    assert (backend["read_errors"], backend["read_cumulative_latency_millis_total"]) == (2, 3540)
+    assert backend["read_count_block_size_dist"] == [4, 0, 0, 0, 0, 0, 0, 2]
+    assert backend["read_latency_sizes_dist"][0] == [1, 2, 0, 0, 0, 0, 0, 1]
+    assert backend["read_latency_sizes_dist"][7] == [0, 2, 0, 0, 0, 0, 0, 0]
+    files = await call(client.get, "/api/v1/metrics", **query)
+    assert files["read_latency_dist"] == [1, 2, 0, 0, 0, 0, 0, 1]
+    assert files["data_read"] == (4050 if query else 4000)
+
+
+async def test_metrics_before_anything_was_read(client: Client, service: Any) -> None:
+    """All that the snapshotter asks of an image it has just bound is there: zeros."""
+    service.image_status = [
+        msgspec.structs.replace(service.image_status[0], demand=messages.DemandStatus())
+    ]
+    backend = await call(client.get, "/api/v1/metrics/backend")
+    assert backend["read_count_block_size_dist"] == [0] * 8
+    assert backend["read_latency_sizes_dist"] == [[0] * 8] * 8
+    assert (await call(client.get, "/api/v1/metrics/blobcache"))["total"] == 0
 
 
 async def test_credentials_are_updated_and_never_told(client: Client, service: Any) -> None:
@@ -302,7 +322,7 @@ async def test_metrics_of_no_or_several_images_are_404(client: Client, service: 
         ("get", "/api/v1/daemon/backend", 501),
         ("put", "/api/v1/mount", 501),
         ("delete", "/api/v1/mount", 501),
-        ("get", "/api/v1/metrics", 404),
+        ("get", "/api/v1/metrics/files", 404),
         ("get", "/api/v1/metrics/inflight", 501),
         ("get", "/api/v1/events", 404),
         ("put", "/api/v2/status", 400),
@@ -340,19 +360,32 @@ async def test_events_are_the_last_errors(
 async def test_prometheus_text(
     server: http.Server, exchange: Callable[..., Coroutine[Any, Any, bytes]]
 ) -> None:
-    """One HELP and TYPE for each name, then its value."""
+    """As Prometheus' own client reads it: each name once, histograms cumulative, labels escaped."""
     reply = await exchange(b"GET /metrics HTTP/1.1\r\nHost: unix\r\n\r\n")
     head, _, body = reply.decode().partition("\r\n\r\n")
     assert "Content-Type: text/plain; version=0.0.4" in head
-    lines = body.splitlines()
-    assert "fscached_reads_total 4" in lines
-    assert "# TYPE fscached_reads_waiting gauge" in lines
-    labels = f'{{fsid="{FSID}",reference="registry.test/app:1"}}'
-    assert f"fscached_image_resident_bytes{labels} 8192" in lines
-    assert f"fscached_image_prefetch_left_bytes{labels} 4096" in lines
-    assert f'fscached_image_prefetch{labels[:-1]},phase="running"}} 1' in lines
-    names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
-    assert len(names) == len(set(names))
+    families = list(text_string_to_metric_families(body))
+    names = [family.name for family in families]
+    assert len(names) == len(set(names)) and all(family.documentation for family in families)
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    image = (("fsid", FSID), ("reference", "registry.test/app:1"))
+    assert values["fscached_reads_total",] == 4
+    assert values[("fscached_image_resident_bytes", *image)] == 8192
+    assert values[("fscached_image_prefetch_left_bytes", *image)] == 4096
+    assert values[("fscached_image_prefetch", image[0], ("phase", "running"), image[1])] == 1
+    assert values[("fscached_image_reads_total", *image, ("result", "misses"))] == 3
+    assert values[("fscached_image_read_seconds_sum", *image)] == 3.5
+    assert values["fscached_read_seconds_bucket", ("le", "0.02")] == 3
+    assert values["fscached_read_seconds_bucket", ("le", "+Inf")] == 4
+    assert values["fscached_read_seconds_count",] == 4
+    source = ("source", 'registry.test/"app"')
+    assert values["fscached_source_requests_total", source] == 5
+    assert values["fscached_source_seconds_bucket", ("le", "0.001"), source] == 0
+    assert values["fscached_source_seconds_bucket", ("le", "0.02"), source] == 2
 
 
 async def test_nobody_on_the_socket(tmp_path: Any) -> None:

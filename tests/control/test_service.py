@@ -194,6 +194,27 @@ def _subject(node: Node) -> tuple[ObjectKey, Image]:
     return known.key, known.image
 
 
+async def test_readers_and_sources_are_counted(tmp_path, built):
+    """READs by what became of them and how long they took; ranges by who was asked."""
+    (blob,) = built.blobs.values()
+    async with faulty_server(blob) as server:
+        node = Node(tmp_path, Handover(), source=Source(retries=0))
+        await node.service.bind_blob_entry(stored(entry_of(built, tmp_path / "blobs"), server.host))
+        await read_all(node, built)
+        await settled(node.objects)
+        status = node.service.status()
+        reads = status.demand
+        assert reads.hits + reads.joined + reads.misses == status.totals.reads
+        assert sum(reads.latencies.counts) == status.totals.reads and reads.failed == 0
+        assert reads.misses >= 1 and reads.latencies.seconds > 0
+        ((name, source),) = reads.sources.items()
+        assert server.host in name and source.failures == 0
+        assert source.requests > 0 and source.received_bytes > 0
+        assert sum(map(sum, (row.counts for row in source.by_size))) >= 1
+        assert status.images[0].demand == reads
+        await node.close()
+
+
 async def test_a_bound_entry_of_an_object_store_is_served(tmp_path, built):
     """Blobs come from where the entry says, verified as any, and a successor finds them too."""
     handover = Handover()
