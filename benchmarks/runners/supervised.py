@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -121,6 +122,17 @@ class Supervised:
         """What `fscached status -o json` says."""
         status: dict[str, Any] = self._client.get("/api/v2/status")
         return status
+
+    def record(self) -> None:
+        """Begin a new run of the one image."""
+        [known] = self._client.get("/api/v2/images")
+        self._client.put("/api/v2/traces/record", {"image": known["fsid"]})
+
+    def trace(self) -> bytes:
+        """The present run of the one image, as `fscached trace export` writes it."""
+        [known] = self._client.get("/api/v2/images")
+        found = self._client.get("/api/v2/traces", image=known["fsid"], run="true")
+        return json.dumps(found["trace"]).encode()
 
     def await_complete(self) -> None:
         """Wait until all blobs are resident. Raises SystemExit when they do not become so."""
