@@ -38,6 +38,7 @@ mkdir -p var/lib/fscached run/old
 mount --bind "$1/data" var/lib/fscached
 pivot_root . run/old
 umount -l run/old
+mount --make-rshared /  # systemd does so itself, but in containers
 exec env -i container=fscached-test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --log-target=console --log-level=notice --unit=basic.target </dev/null
 """
@@ -76,8 +77,8 @@ class Machine:
 
     def put(self, path: Path) -> str:
         """Copy a file there; where it is now."""
-        shutil.copy(path, f"/proc/{self._init}/root/run/{path.name}")
-        return f"/run/{path.name}"
+        shutil.copy(path, f"/proc/{self._init}/root/tmp/{path.name}")
+        return f"/tmp/{path.name}"
 
     def run(
         self, *words: str | Path, check: bool = True, network: bool = True

@@ -112,6 +112,10 @@ def test_a_life_of_the_package(
     assert "v0.1.0" in computer.run("fscached", "--version").stdout
     assert not computer.run("dpkg", "-V", "fscached").stdout
     configure(computer, registry)
+    computer.run("systemctl", "start", "fscached-cachefiles", check=False)
+    assert "in a mount namespace of its own" in computer.console()
+    assert computer.status("fscached-cachefiles", "ActiveState") != "active"
+    computer.run("systemctl", "stop", "fscached-cachefiles")
     computer.run("systemctl", "start", "fscached")
 
     supervisor = int(computer.status("fscached", "MainPID"))
@@ -126,14 +130,14 @@ def test_a_life_of_the_package(
     # Not /proc/PID/oom_score_adj: there are kernels that refuse every value (EIO).
     assert computer.status("fscached", "OOMScoreAdjust") == "-900"
 
-    files = noise(90, 2, 6 * MIB)
+    files = noise(90, 2, 32 * MIB)
     reference = registry.add("app", image_of(files, chunk_bytes=65536))
     computer.run("mkdir", "/images")
     computer.run("fscached", "mount", reference, "/images")
-    registry.pause_s = 0.05
     pauses = {}
     for name, package, commit in (("f0", second, "the-next-one"), ("f1", first, "")):
         before, inner = daemon(computer), computer.put(package)
+        registry.pause_s = 0.3
         reader = start_reading(computer, f"/images/{name}")
         asked = len(registry.sent)
         until(lambda asked=asked: len(registry.sent) > asked + 5 or None, "nobody reads")
@@ -141,6 +145,7 @@ def test_a_life_of_the_package(
         computer.run("dpkg", "-i", inner, network=False)
         installed_s = time.monotonic() - began_s
         assert reader.poll() is None, "the read was over before the package was there"
+        registry.pause_s = 0.0
         said, _ = reader.communicate(timeout=120)
         assert reader.returncode == 0, said
         seen = json.loads(said)
@@ -159,7 +164,8 @@ def test_a_life_of_the_package(
     computer.run("dpkg", "-P", "fscached")
     assert computer.run("findmnt", "-rn", "-t", "erofs", check=False).stdout == ""
     left = [path for path in computer.upper.rglob("*fscached*") if not path.is_char_device()]
-    assert left == [] and not computer.run("sh", "-c", "ls -d /run/fscached* || true").stdout
+    assert left == [computer.upper / "var/lib/fscached"]  # where the disk is mounted
+    assert not computer.run("sh", "-c", "ls -d /run/fscached || true").stdout
     assert list(computer.data.iterdir()) == []
     assert computer.status("fscached", "LoadState") == "not-found"
     assert "fscached" not in computer.run("ps", "-eo", "comm").stdout
