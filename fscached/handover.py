@@ -7,10 +7,11 @@ two halves, and one write of sixteen bytes says which of them counts.
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from typing import Any
+
+import msgspec
 
 NAME = "state"
 """Of the descriptor, among all that outlive a daemon."""
@@ -44,7 +45,7 @@ class Handover:
             # A predecessor that still lives may have begun the half that was read.
             before, head = head, self._head()
             if before == head:
-                return json.loads(data) if length else None
+                return _decoded(data) if length else None
 
     def _head(self) -> bytes:
         head = os.pread(self.fd, _HEAD.size, 0)
@@ -54,7 +55,7 @@ class Handover:
 
     def save(self, value: Any) -> None:
         """Replace what was saved. Raises ValueError when it is larger than 64 MiB."""
-        data = json.dumps(value, separators=(",", ":")).encode()
+        data = msgspec.json.encode(value)
         if len(data) > _LIMIT_BYTES:
             raise ValueError(f"a state of {len(data)} bytes is more than a successor would read")
         offset, length = _HEAD.unpack(os.pread(self.fd, _HEAD.size, 0))
@@ -62,3 +63,10 @@ class Handover:
         start = max(start, _HEAD.size)
         os.pwrite(self.fd, data, start)
         os.pwrite(self.fd, _HEAD.pack(start, len(data)), 0)
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the state left by the predecessor is damaged: {error}") from None

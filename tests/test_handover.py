@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 
 import pytest
 from hypothesis import given
@@ -46,6 +47,9 @@ def test_foreign_memory_is_refused():
             Handover(fd).load()
         os.pwrite(fd, b"\xff" * 32, 0)
         with pytest.raises(ValueError, match="claims"):
+            Handover(fd).load()
+        os.pwrite(fd, struct.pack("=QQ", 16, 16), 0)
+        with pytest.raises(ValueError, match="damaged"):
             Handover(fd).load()
     finally:
         os.close(fd)

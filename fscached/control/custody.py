@@ -27,7 +27,7 @@ MESSAGE_LIMIT_BYTES: Final = 30 << 10
 """Of what is sent and of what is taken; the snapshotter reads 32 KiB in one piece."""
 NAMES_LIMIT_BYTES: Final = 4 << 10
 DESCRIPTORS_LIMIT: Final = 16
-SEND_LIMIT_S: Final = 5.0
+SEND_LIMIT_S: Final = 2.0
 """The snapshotter listens before it asks; for the other way it has a limit of 10 s itself."""
 COLLECT_LIMIT_S: Final = 10.0
 _RETRY_PAUSE_S: Final = 0.01

@@ -34,6 +34,8 @@ JSON: Final = "application/json"
 QUERY_FIELDS_LIMIT: Final = 16
 PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
 CLOSE_GRACE_S: Final = 1.0
+REQUEST_LIMIT_S: Final = 30.0
+"""For a request that has begun, and for a reply that nobody takes; to be silent is no request."""
 DESCRIPTOR_LIMIT: Final = 1 << 16  # each number below one in use costs the kernel 8 bytes
 _HIGH_NUMBERS: Final = 16
 _READ_BYTES: Final = 1 << 12  # by how much a head may exceed its limit
@@ -124,8 +126,10 @@ class Server:
         self._connections[task] = connection
         try:
             await (connection.refuse() if refused else connection.serve())
-        except (OSError, asyncio.CancelledError):
-            pass  # the other side is gone, or this daemon is about to be
+        except OSError:  # the other side is gone, or takes nothing
+            writer.transport.abort()
+        except asyncio.CancelledError:
+            pass  # this daemon is about to be
         finally:
             del self._connections[task]
             writer.close()
@@ -168,18 +172,18 @@ class _Connection:
 
     async def _exchange(self) -> bool:
         """One request and its reply; whether another may follow."""
+        if not self._http.trailing_data[0]:
+            self._http.receive_data(await self._reader.read(_READ_BYTES))
         try:
-            head = await self._event()
-            if isinstance(head, h11.ConnectionClosed):
+            async with asyncio.timeout(REQUEST_LIMIT_S):
+                request = await self._request()
+            if request is None:
                 return False
-            assert isinstance(head, h11.Request)
-            self.busy = True
-            request = _request(head, await self._body())
         except h11.RemoteProtocolError as error:
-            self.ending = True
-            status = HTTPStatus(error.error_status_hint)
-            await self._send(_error_reply(ApiError(status, f"BadRequest: {error}")))
-            return False
+            return await self._refuse(HTTPStatus(error.error_status_hint), str(error))
+        except TimeoutError:
+            what = f"a request that was not all here after {REQUEST_LIMIT_S:g} s"
+            return await self._refuse(HTTPStatus.REQUEST_TIMEOUT, what)
         except ApiError as error:
             self.ending = True
             await self._send(_error_reply(error))
@@ -189,6 +193,20 @@ class _Connection:
         log.debug("asked", extra={"request": what, "status": int(reply.code)})
         await self._send(reply, head_only=request.method == "HEAD")
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    async def _request(self) -> Request | None:
+        """The next one; None when the other side has closed."""
+        head = await self._event()
+        if isinstance(head, h11.ConnectionClosed):
+            return None
+        assert isinstance(head, h11.Request)
+        self.busy = True
+        return _request(head, await self._body())
+
+    async def _refuse(self, status: HTTPStatus, why: str) -> bool:
+        self.ending = True
+        await self._send(_error_reply(ApiError(status, f"BadRequest: {why}")))
+        return False
 
     async def _event(self) -> h11.Event:
         while True:
@@ -243,7 +261,8 @@ class _Connection:
         if has_body and not head_only:
             events.insert(1, h11.Data(data=reply.body))
         self._writer.write(b"".join(self._http.send(event) or b"" for event in events))
-        await self._writer.drain()
+        async with asyncio.timeout(REQUEST_LIMIT_S):
+            await self._writer.drain()
 
 
 def _error_reply(error: ApiError) -> Reply:

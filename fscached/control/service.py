@@ -91,8 +91,11 @@ class ControlService:
 
     def restore(self) -> None:
         """Bind what the predecessor has bound, and forget what it has forgotten since this was
-        called last. What cannot be bound is logged and left out."""
-        left = [msgspec.convert(raw, Binding) for raw in self._handover.load() or []]
+        called last. What cannot be bound is logged and left out. Raises ValueError."""
+        try:
+            left = msgspec.convert(self._handover.load() or [], list[Binding])
+        except msgspec.ValidationError as error:
+            raise ValueError(f"what the predecessor has bound cannot be read: {error}") from None
         bindings = {binding.key: binding for binding in left}
         for key in self._bindings.keys() - bindings.keys():
             del self._bindings[key], self._report.bound_s[key]
@@ -362,7 +365,7 @@ class ControlService:
             self._releasing = asyncio.get_running_loop().call_soon(self._release_again)
 
     def _save(self) -> None:
-        self._handover.save([msgspec.to_builtins(binding) for binding in self._bindings.values()])
+        self._handover.save(list(self._bindings.values()))
 
 
 def _sizes(registration: Registration) -> list[tuple[ObjectKey, int]]:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from fscached import config
 from fscached.control import http
 from fscached.failure import Failure
+from tests.fill.conftest import until
 
 Exchange = Callable[..., Coroutine[Any, Any, bytes]]
 GET = b"GET /api/v1/daemon HTTP/1.1\r\nHost: unix\r\n\r\n"
@@ -200,6 +201,46 @@ async def test_silent_connections_stay_open_up_to_a_limit(
     assert (await reply_of(silent[0][0]))[0] == 200
     for _, open_writer in silent:
         open_writer.close()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("begun", [b"GET /api", GET[:-2], PUT.replace(b"th: 0", b"th: 9") + b"x"])
+async def test_a_request_that_does_not_go_on_makes_room(
+    server: http.Server, socket_path: str, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    """Silence before it is for ever, silence within it is not."""
+    silent = await asyncio.open_unix_connection(socket_path)
+    monkeypatch.setattr(http, "REQUEST_LIMIT_S", 0.05)
+    reader, writer = await asyncio.open_unix_connection(socket_path)
+    writer.write(begun)
+    status, _, body = await reply_of(reader)
+    assert (status, b"not all here after 0.05 s" in body) == (408, True)
+    assert await reader.read() == b""
+    silent[1].write(GET)
+    assert (await reply_of(silent[0]))[0] == 200
+    for each in (writer, silent[1]):
+        each.close()
+
+
+@pytest.mark.asyncio
+async def test_a_client_that_takes_no_reply_is_left(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was to be sent does not stay in memory."""
+    monkeypatch.setattr(http, "REQUEST_LIMIT_S", 0.05)
+
+    async def handler(request: http.Request) -> http.Reply:
+        return http.Reply(b"x" * (8 << 20))
+
+    server = http.Server(socket_path, handler, config.Api())
+    await server.start()
+    reader, writer = await asyncio.open_unix_connection(socket_path, limit=1 << 10)
+    writer.write(GET)
+    await until(lambda: bool(reader._buffer) and not server._connections)  # type: ignore[attr-defined]
+    with pytest.raises(asyncio.IncompleteReadError):
+        await reader.readexactly(8 << 20)
+    writer.close()
+    await server.close()
 
 
 @pytest.mark.asyncio

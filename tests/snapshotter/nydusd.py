@@ -64,6 +64,11 @@ def main(config: str, words: list[str]) -> int:
     """nydusd's command line, with `config` for what it does not say."""
     calls = _Calls()
 
+    def use(device: socket.socket) -> None:
+        if calls.device is not None:
+            calls.device.detach()  # closed by its number
+        calls.device = device
+
     def opened(directory: str, device: str) -> cachefiles.Cachefiles:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -72,11 +77,11 @@ def main(config: str, words: list[str]) -> int:
             raise OSError(errno.ENOENT, "no such device") from None
         if connection.recv(MESSAGE_BYTES) == BUSY:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        calls.device = connection
+        use(connection)
         return cachefiles.Cachefiles(connection.fileno(), directory)
 
     def adopted(fd: int, directory: str) -> cachefiles.Cachefiles:
-        calls.device = socket.socket(fileno=fd)
+        use(socket.socket(fileno=fd))
         return cachefiles.Cachefiles(fd, directory)
 
     def complete(fd: int, ticket: int) -> None:
