@@ -17,7 +17,7 @@ from harness.inspector import Seen
 from harness.node import Node
 from harness.registry import Registry
 
-AWAY, SLOW, KNOWN, UNKNOWN, DAMAGED, FILLED, LATE = noise.OUTAGE
+AWAY, SLOW, KNOWN, UNKNOWN, DAMAGED, FILLED, LATE, OUTLASTED = noise.OUTAGE
 SHAPE = noise.IMAGES[AWAY]
 CHUNK_BLOCKS = SHAPE.chunk_bytes // noise.BLOCK_BYTES
 FILE_BLOCKS = SHAPE.file_bytes // noise.BLOCK_BYTES
@@ -173,6 +173,35 @@ def test_a_registry_that_returns_in_time_is_a_pause(hasty: Node) -> None:
     seen = inspector.seen(reader, timeout_s=PATIENCE_S * 3)
     assert (seen["error"], seen["wrong"], seen["blocks"]) == (None, [], IMAGE_BLOCKS)
     assert hasty.daemon.status()["totals"]["reads_failed"] == 0
+
+
+def test_readers_outlast_a_registry_that_is_away(hasty: Node) -> None:
+    """Told to wait, a reader and a page fault wait for many deadlines, below the limit, however
+    often the kernel would ask, and go on; once the limit is over they fail as ever."""
+    wait = {"on_source_outage": "wait", "deadline_s": DEADLINE_S, "outage_limit_s": PATIENCE_S}
+    hasty.daemon.configure({"fetch": wait})
+    hasty.daemon.replace()
+    mount, names = _mount(hasty, OUTLASTED), noise.names(OUTLASTED)
+    assert _seen(hasty, "call", mount, names[0], 0, 1)["error"] is None
+    hasty.registry.stop()
+    kinds = (("call", names[1], 0, 1), ("fault", names[2], 100))
+    readers = [
+        inspector.start(hasty.guest, kind, mount, *words, timeout_s=PATIENCE_S)
+        for kind, *words in kinds
+    ]
+    _await(lambda: hasty.daemon.status()["totals"]["reads_waiting"] >= len(readers))
+    _await(lambda: hasty.daemon.log().count("a fetch failed") >= 2 * len(readers))
+    hasty.registry.start()
+    for reader in readers:
+        seen = inspector.seen(reader, timeout_s=PATIENCE_S)
+        assert (seen["error"], seen["wrong"]) == (None, []) and seen["slowest_s"] > DEADLINE_S
+    assert hasty.daemon.status()["totals"]["reads_failed"] == 0
+    hasty.registry.stop()
+    hasty.daemon.configure({"fetch": wait | {"outage_limit_s": 2 * DEADLINE_S}})
+    hasty.daemon.replace()
+    seen = _seen(hasty, "call", mount, names[3], 0, 1)
+    assert seen["error"] == "EIO" and 2 * DEADLINE_S <= seen["slowest_s"] < 4 * DEADLINE_S
+    hasty.registry.start()
 
 
 def _mount(node: Node, image: str) -> str:

@@ -35,7 +35,7 @@ class Shape(NamedTuple):
         return self.blob_bytes // self.chunk_bytes
 
 
-OUTAGE = tuple(f"noise/outage-{number}:latest" for number in range(7))
+OUTAGE = tuple(f"noise/outage-{number}:latest" for number in range(8))
 CRASH = ("noise/crash-a:latest", "noise/crash-b:latest")
 LINKS = tuple(f"noise/link-{number}:latest" for number in range(5))
 
