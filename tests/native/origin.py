@@ -102,7 +102,8 @@ class Origin:
         for name, value in (headers | {"Content-Length": str(len(body))}).items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body)
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
 
 
 @contextmanager
@@ -116,6 +117,8 @@ def origin() -> Iterator[Origin]:
 
         def do_GET(self) -> None:
             served.answer(self)
+
+        do_HEAD = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass
