@@ -29,6 +29,7 @@ from report import Report, table
 Run = Callable[[Options], Report]
 
 ALL = "all"
+PEER_HELP = "in a guest also another daemon that is called and spoken to as nydusd is"
 ONLY_HELP = "of the bench, or a bench of `all`, also as NAME-native (repeatable)"
 
 
@@ -44,6 +45,8 @@ def main() -> int:
         raise SystemExit(
             f"{arguments.bench}: {'not' if arguments.native else 'only'} with --native"
         )
+    if arguments.peer and (arguments.native or not hasattr(module, "TAKES_PEER")):
+        raise SystemExit(f"{arguments.bench}: no --peer here")
     # Natively beside the trees it is compared with: on the same file system.
     place = store.root() if arguments.native else None
     with tempfile.TemporaryDirectory(prefix="fscached-bench-", dir=place) as scratch:
@@ -54,6 +57,7 @@ def main() -> int:
             scratch=Path(scratch),
             only=tuple(arguments.only),
             long=arguments.long,
+            peer=arguments.peer,
         )
         report = with_one_retry(partial(run, options))
     if arguments.plot is not None:
@@ -74,6 +78,11 @@ def _all(arguments: argparse.Namespace, benches: Mapping[str, str]) -> int:
     if arguments.long:
         options.append("--long")
     wanted = suite.runs(modules, arguments.only)
+    peers = {name for name, module in modules.items() if hasattr(module, "TAKES_PEER")}
+    if arguments.peer:
+        wanted = [
+            suite.with_peer(run, arguments.peer) if run.name in peers else run for run in wanted
+        ]
     return suite.run(wanted, arguments.report, options, long=arguments.long)
 
 
@@ -88,6 +97,7 @@ def _arguments(benches: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="PART", help=ONLY_HELP)
     parser.add_argument("--long", action="store_true", help="what takes very long too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios, as SVG")
+    parser.add_argument("--peer", default="", metavar="CMD", help=PEER_HELP)
     parser.add_argument("--report", type=Path, metavar="DIR", help="of `all`")
     return parser.parse_args()
 

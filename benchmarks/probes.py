@@ -3,8 +3,8 @@ for guests have nothing else.
 
 `scattered FILE STEP_BYTES COUNT SEED`: 4 KiB from each of COUNT different steps of a file, in
 random order. `timed`: the same; forgets the file's pages first and prints the microseconds of every
-read. `sequential FILE`: all of it; prints seconds. `start CONFIG`: start fscached, print
-the seconds from exec until its API answers, and its process id.
+read. `sequential FILE`: all of it; prints seconds. `start SOCKET PROGRAM ARGUMENT...`: start a
+daemon, print the seconds from exec until its API answers there, and its process id.
 
 `single read|map FILE PAUSE_S OFFSET...`: 4 KiB from every offset, by pread without readahead or of
 a mapping; `ranges HOST:PORT PATH PAUSE_S START-END...`: ranges of a blob as a client that does
@@ -27,7 +27,6 @@ T = TypeVar("T")
 
 READ_BYTES = 4096
 SEQUENTIAL_BYTES = 1 << 20
-API_SOCKET = "/run/fscached/api.sock"
 OUTPUT = "/var/log/bench.out.log"
 REQUEST = b"GET /api/v1/daemon HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n"
 PAUSE_S = 0.005
@@ -130,30 +129,24 @@ def _each(take: Callable[[T], None], of: Iterable[T], pause_s: float) -> None:
         time.sleep(pause_s)
 
 
-def start(config: str) -> None:
+def start(address: str, program: str, *words: str) -> None:
     """The daemon goes on when this ends."""
-    program = "/opt/fscached/bin/fscached"
     log = (os.POSIX_SPAWN_OPEN, 1, OUTPUT, os.O_WRONLY | os.O_CREAT, 0o600)
     errors = (os.POSIX_SPAWN_DUP2, 1, 2)
     began = time.monotonic()
-    pid = os.posix_spawn(
-        program,
-        [program, "run", "--config", config],
-        os.environ,
-        file_actions=[log, errors],
-    )
-    while not _answers():
+    pid = os.posix_spawnp(program, [program, *words], os.environ, file_actions=[log, errors])
+    while not _answers(address):
         if time.monotonic() - began > PATIENCE_S:
             with open(OUTPUT, errors="replace") as said:
-                raise SystemExit(f"fscached does not answer: {said.read()[-2000:]}")
+                raise SystemExit(f"{program} does not answer: {said.read()[-2000:]}")
         time.sleep(PAUSE_S)
     print(time.monotonic() - began, pid)
 
 
-def _answers() -> bool:
+def _answers(address: str) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(API_SOCKET)
+            connection.connect(address)
             connection.sendall(REQUEST)
             return b" 200 " in connection.recv(64)
         except OSError:

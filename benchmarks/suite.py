@@ -47,6 +47,11 @@ def runs(benches: Mapping[str, ModuleType], only: Sequence[str]) -> list[Run]:
     return [run for run in found if not only or {run.name, run.argv[0]} & set(only)]
 
 
+def with_peer(run: Run, command: str) -> Run:
+    """The same beside another daemon."""
+    return run._replace(argv=[*run.argv, "--peer", command])
+
+
 def _environments(name: str, module: ModuleType) -> Iterator[Run]:
     about = (inspect.getdoc(module) or "").partition("\n\n")[0]
     if hasattr(module, "run"):

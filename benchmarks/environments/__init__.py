@@ -24,7 +24,8 @@ RESULTS = ":!benchmarks/results"
 @dataclass(frozen=True)
 class Options:
     """How a bench was called. `scratch` is an empty directory that goes away with the run. `only`
-    names the parts of the bench that are wanted, empty: all; `long`: what takes very long too."""
+    names the parts of the bench that are wanted, empty: all; `long`: what takes very long too;
+    `peer`: the command of another daemon to compare with, or nothing."""
 
     bench: str
     kernel: str
@@ -32,6 +33,7 @@ class Options:
     scratch: Path
     only: tuple[str, ...] = ()
     long: bool = False
+    peer: str = ""
 
 
 def with_one_retry(work: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from runners.usage import Usage
 CONFIG = "/run/bench/fscached.toml"
 LOG = "/var/log/fscached-bench.log"
 SOCKET = "/run/fscached/api.sock"
+PROGRAM = ("/opt/fscached/bin/fscached", "run", "--config")
 STATE = "/run/bench/state"
 
 Settings = dict[str, dict[str, object]]
@@ -51,7 +52,7 @@ class Fscached:
         }
         self._guest.run(["rm", "-rf", STATE])
         self._guest.put(CONFIG, toml(settings).encode())
-        seconds, self._pid = probe(self._guest, "start", CONFIG).split()
+        seconds, self._pid = probe(self._guest, "start", SOCKET, *PROGRAM, CONFIG).split()
         self.start_s.append(float(seconds))
         self.resident_idle_mib.append(self._resident_mib())
 

@@ -24,9 +24,11 @@ from harness.guest import Guest
 from report import Report, Result, result
 from runners.containerd import Containerd
 from runners.launched import ROOTFS, Launched, Launcher, Program
+from runners.peer import Peer
 from runners.swarm import MIRROR, Swarm
 
 REPETITIONS = 1
+TAKES_PEER = True
 MOUNT = "/mnt/image"
 WRITABLE = "/run/bench/writable"
 TRACE = "/run/bench/trace"
@@ -92,7 +94,9 @@ class Measured(NamedTuple):
 class Bench:
     """One image and one program."""
 
-    def __init__(self, guest: Guest, site: Site, image: Published, program: Program) -> None:
+    def __init__(
+        self, guest: Guest, site: Site, image: Published, program: Program, peer: str
+    ) -> None:
         self._measured: dict[str, list[Measured]] = defaultdict(list)
         self._guest = guest
         self._site = site
@@ -103,6 +107,7 @@ class Bench:
         self._containerd = Containerd(guest, REGISTRY)
         self._daemon = Daemon(guest)
         self._swarm = Swarm(guest)
+        self._peer = Peer(guest, peer) if peer else None
         self._trace = b""
         guest.run(WARM)
 
@@ -127,6 +132,16 @@ class Bench:
         """Straight from the registry."""
         with self._serving():
             self._lazy("cold")
+
+    def peer(self) -> None:
+        """Another daemon, straight from the registry."""
+        assert self._peer is not None
+        self._guest.run(f"rm -rf {disk.CACHE_MOUNT}/*")
+        self._peer.start(disk.CACHE_MOUNT)
+        mount = self._peer.offered(REGISTRY, self._image.rafs_tag, prefetch=True)
+        self._measure("peer", ["sh", "-c", mount], self._writable())
+        self._guest.run(f"umount {ROOTFS}")
+        self._peer.stop()
 
     def traced(self) -> None:
         """The same, with the trace of an earlier run."""
@@ -193,10 +208,12 @@ class Bench:
 
     def _lazily(self) -> tuple[list[str], list[str]]:
         """The commands that mount the image, and give a container a root that it can write."""
+        return ["fscached", "mount", self._rafs, MOUNT], self._writable()
+
+    def _writable(self) -> list[str]:
         self._guest.run(f"rm -rf {WRITABLE}; mkdir -p {WRITABLE}/upper {WRITABLE}/work")
         layers = f"lowerdir={MOUNT},upperdir={WRITABLE}/upper,workdir={WRITABLE}/work"
-        overlay = ["mount", "-t", "overlay", "-o", layers, "overlay", ROOTFS]
-        return ["fscached", "mount", self._rafs, MOUNT], overlay
+        return ["mount", "-t", "overlay", "-o", layers, "overlay", ROOTFS]
 
     def _measure(self, scenario: str, pull: Sequence[str], create: Sequence[str]) -> None:
         self._site.warm()
@@ -204,7 +221,8 @@ class Bench:
         requests, sent_bytes = self._site.sent()
         self._measured[scenario].append(Measured(found, sent_bytes))
         steps = ", ".join(f"{name} {s:.2f} s" for name, s in found._asdict().items() if s)
-        _say(f"  {SCENARIOS[scenario]}: {steps}; {requests} requests, {sent_bytes / MIB:.1f} MiB")
+        title = SCENARIOS.get(scenario, scenario)
+        _say(f"  {title}: {steps}; {requests} requests, {sent_bytes / MIB:.1f} MiB")
 
 
 def run(options: Options) -> Report:
@@ -215,6 +233,7 @@ def run(options: Options) -> Report:
     for name in names:
         workload = WORKLOADS[name]
         wanted = [each for each in workload.scenarios if each in scenarios]
+        wanted += ["peer"] if options.peer else []
         environment, found = with_one_retry(partial(_run, options, name, links, wanted))
         results += found
     _say_ratios(results)
@@ -230,7 +249,7 @@ def _run(
     with booted(options, [image.disk]) as guest:
         network, site = Network(guest), Site(guest, image)
         site.start()
-        bench = Bench(guest, site, image, WORKLOADS[name].program)
+        bench = Bench(guest, site, image, WORKLOADS[name].program, options.peer)
         for link in links:
             _say(f"{name}, {link.name}")
             network.shape(link)
@@ -265,6 +284,10 @@ def _results(name: str, measured: Mapping[str, Sequence[Measured]]) -> list[Resu
             other = [] if scenario == "full" else baseline.get(figure, [])
             unit = "MiB" if figure == "origin" else "s"
             results.append(result(f"{name}_{scenario}_{figure}", unit, "lower", ours, other))
+    peer = _figures(measured.get("peer", ()))
+    for figure, ours in _figures(measured.get("cold", ())).items() if peer else ():
+        unit, scenario = "MiB" if figure == "origin" else "s", "cold-beside-peer"
+        results.append(result(f"{name}_{scenario}_{figure}", unit, "lower", ours, peer[figure]))
     return results
 
 

@@ -34,10 +34,12 @@ from harness.registry import Registry
 from report import Report, Result, result
 from runners import MOUNT
 from runners.fscached import Fscached, Settings
+from runners.peer import Peer
 from runners.supervised import Supervised
 from runners.usage import Usage
 
 REPETITIONS = 3
+TAKES_PEER = True
 OPTIONS = {"plain": ["--compressor", "none"], "zstd": ["--compressor", "zstd"]}
 SCHEMES = ("http", "https")
 GUEST_FILE_BYTES = 64 << 20
@@ -62,6 +64,7 @@ class Machine(Protocol):
     """Where daemon, registry and reader are."""
 
     file_bytes: int
+    peer: Peer | None
 
     def fetch(self, path: str, size_bytes: int, range_bytes: int) -> tuple[float, float]:
         """The C program's seconds on the wall and of processors for a blob of the registry."""
@@ -73,6 +76,10 @@ class Machine(Protocol):
 
     def read(self, image: str, scheme: str) -> Reading:
         """Mount an image on an empty cache, and read its file."""
+        ...
+
+    def read_peer(self, image: str) -> float:
+        """The seconds the peer takes for that, by HTTP."""
         ...
 
 
@@ -90,7 +97,8 @@ class Bench:
         """Everything that is measured, each with a cache of its own."""
         reads = [partial(self._read, image, scheme) for image, scheme in product(OPTIONS, SCHEMES)]
         fetches = [partial(self._fetch, name) for name in RANGES]
-        return [*fetches, self._curl, *reads]
+        peers = [partial(self._peer, image) for image in OPTIONS] if self._machine.peer else []
+        return [*fetches, self._curl, *reads, *peers]
 
     def _fetch(self, name: str) -> None:
         size_bytes = self._origin.blob_bytes("plain:latest")
@@ -105,6 +113,10 @@ class Bench:
     def _read(self, image: str, scheme: str) -> None:
         reading = self._machine.read(f"{image}:latest", scheme)
         self.note(f"{image}_{scheme}", reading)
+
+    def _peer(self, image: str) -> None:
+        seconds = self._machine.read_peer(f"{image}:latest")
+        self.figures[f"{image}_peer"].append(self._machine.file_bytes / MB / seconds)
 
     def note(self, name: str, reading: Reading) -> None:
         """Keep what was measured."""
@@ -123,8 +135,9 @@ class Virtual:
 
     file_bytes = GUEST_FILE_BYTES
 
-    def __init__(self, inside: Guest) -> None:
+    def __init__(self, inside: Guest, peer: str) -> None:
         self.fscached = Fscached(inside)
+        self.peer = Peer(inside, peer) if peer else None
         self._guest = inside
         self._registry = Registry(inside)
         self._registry.start()
@@ -158,6 +171,15 @@ class Virtual:
         self.fscached.stop()
         return Reading(seconds, used)
 
+    def read_peer(self, image: str) -> float:
+        """See Machine."""
+        assert self.peer is not None
+        self.peer.start(self._begin())
+        self._guest.run(self.peer.offered(self._registry.address, image, prefetch=False))
+        seconds = float(guest.probe(self._guest, "sequential", f"{MOUNT}/{FILE}"))
+        self.peer.stop()
+        return seconds
+
     def _begin(self) -> str:
         """An empty cache, and everything the registry serves in the guest's memory."""
         self._guest.run(f"find {self._registry.storage} -type f -exec cat {{}} + > /dev/null")
@@ -168,6 +190,7 @@ class Own:
     """This machine, while `served`."""
 
     file_bytes = NATIVE_FILE_BYTES
+    peer = None
 
     def __init__(self, scratch: Path, storage: Path) -> None:
         self._scratch = scratch
@@ -218,6 +241,10 @@ class Own:
         finally:
             daemon.stop()
 
+    def read_peer(self, image: str) -> float:
+        """There is none here."""
+        raise NotImplementedError
+
     def _begin(self) -> Path:
         """An empty directory, and everything the registry serves in memory."""
         place = self._scratch / "turn"
@@ -243,7 +270,7 @@ def run(options: Options) -> Report:
     origin = images(GUEST_FILE_BYTES, _named(OPTIONS))
     with guest.booted(options, [origin.disk]) as inside:
         environment = guest.described(inside, options)
-        machine = Virtual(inside)
+        machine = Virtual(inside, options.peer)
         bench = Bench(machine, origin)
         turns = bench.turns()
         for _ in range(options.repetitions):
@@ -293,6 +320,9 @@ def _results(figures: dict[str, list[float]]) -> Iterator[Result]:
         other = figures[name.rpartition("_")[2]]
         yield result(f"cold_{name}", "MB/s", "higher", figures[name], other)
     yield result("cold_plain_http-1m", "MB/s", "higher", figures["plain_http"], figures["1m"])
+    for image in OPTIONS:
+        if peer := figures.get(f"{image}_peer"):
+            yield result(f"cold_{image}_peer", "MB/s", "higher", figures[f"{image}_http"], peer)
     for name in names:
         other = figures.get(f"{name.rpartition('_')[2]} cpu", [])
         yield result(f"cpu_{name}", "s/GB", "lower", figures[f"{name} cpu"], other)
