@@ -6,6 +6,9 @@ random order. `timed`: the same; forgets the file's pages first and prints the m
 read. `sequential FILE`: all of it; prints seconds. `start SOCKET PROGRAM ARGUMENT...`: start a
 daemon, print the seconds from exec until its API answers there, and its process id.
 
+`heads DIRECTORY OFFSET`: 4 KiB at an offset of each file of an image of `density`, by its number;
+prints microseconds.
+
 `single read|map FILE PAUSE_S OFFSET...`: 4 KiB from every offset, by pread without readahead or of
 a mapping; `ranges HOST:PORT PATH PAUSE_S START-END...`: ranges of a blob as a client that does
 nothing else asks for them, on one connection. After each a pause. Both print the seconds of each.
@@ -13,13 +16,14 @@ nothing else asks for them, on one connection. After each a pause. Both print th
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import random
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TypeVar
 
@@ -50,6 +54,21 @@ def timed(path: str, step_bytes: str, count: str, seed: str) -> None:
         read(file, READ_BYTES, offset)
         stamps.append(clock())
     print(*((end - start) / 1000 for start, end in pairwise(stamps)))
+
+
+def heads(directory: str, offset: str | int) -> Iterator[float]:
+    """Raises SystemExit for wrong bytes: those of a file follow from its and its image's name."""
+    start = int(offset)
+    for name in sorted(os.listdir(directory), key=int):
+        file = os.open(f"{directory}/{name}", os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        began = time.perf_counter_ns()
+        data = os.pread(file, READ_BYTES, start)
+        yield (time.perf_counter_ns() - began) / 1000
+        seed = f"{os.path.basename(directory)} {name}".encode()
+        if data != hashlib.shake_128(seed).digest(os.fstat(file).st_size)[start:][:READ_BYTES]:
+            raise SystemExit(f"{directory}/{name}: wrong bytes at {start}")
+        os.close(file)
 
 
 def _scattered(path: str, step_bytes: str, count: str, seed: str) -> tuple[int, list[int]]:
@@ -159,6 +178,7 @@ PROBES: dict[str, Callable[..., None]] = {
     "timed": timed,
     "single": single,
     "ranges": ranges,
+    "heads": lambda directory, offset: print(*heads(directory, offset)),
     "start": start,
 }
 

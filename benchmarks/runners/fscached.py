@@ -9,7 +9,7 @@ from environments.guest import probe
 from harness.guest import Guest
 
 from runners import MOUNT, LocalImage
-from runners.minimal import mount_fsid, umount_and_end
+from runners.minimal import end, mount_fsid, umount_and_end
 from runners.usage import Usage
 
 CONFIG = "/run/bench/fscached.toml"
@@ -54,13 +54,17 @@ class Fscached:
         self._guest.put(CONFIG, toml(settings).encode())
         seconds, self._pid = probe(self._guest, "start", SOCKET, *PROGRAM, CONFIG).split()
         self.start_s.append(float(seconds))
-        self.resident_idle_mib.append(self._resident_mib())
+        self.resident_idle_mib.append(self.resident_mib())
 
     def mount(self, image: LocalImage) -> None:
+        self.offer(image)
+        mount_fsid(self._guest, image.fsid)
+
+    def offer(self, image: LocalImage) -> None:
+        """Have it served."""
         body = json.dumps(entry(image))
         put = f"curl -sSf --unix-socket {SOCKET} -X PUT --data-binary @- http://d/api/v2/blobs"
         self._guest.run(put, input=body.encode())
-        mount_fsid(self._guest, image.fsid)
 
     def pull(self, reference: str) -> None:
         """Mount an image of a registry."""
@@ -74,10 +78,14 @@ class Fscached:
         return Usage.read(status, self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout)
 
     def stop(self) -> None:
-        self.resident_image_mib.append(self._resident_mib())
+        self.resident_image_mib.append(self.resident_mib())
         umount_and_end(self._guest, self._pid)
 
-    def _resident_mib(self) -> float:
+    def end(self) -> None:
+        """End it; nothing is mounted any more."""
+        end(self._guest, self._pid)
+
+    def resident_mib(self) -> float:
         shown = self._guest.run(["grep", "VmRSS", f"/proc/{self._pid}/status"]).stdout
         return int(shown.split()[1]) / 1024
 

@@ -40,4 +40,10 @@ def mount_fsid(guest: Guest, fsid: str) -> None:
 
 def umount_and_end(guest: Guest, pid: str) -> None:
     """Unmount, send SIGTERM and wait: the device opens again only when it is closed."""
-    guest.run(f"umount {MOUNT}; kill {pid}; timeout 20 tail --pid={pid} -f /dev/null")
+    guest.run(["umount", MOUNT])
+    end(guest, pid)
+
+
+def end(guest: Guest, pid: str) -> None:
+    """The same, of a daemon with no mounts."""
+    guest.run(f"kill {pid}; timeout 20 tail --pid={pid} -f /dev/null")

@@ -12,7 +12,7 @@ from harness.guest import Guest
 
 from runners import MOUNT, LocalImage
 from runners.fscached import entry
-from runners.minimal import mount_fsid, umount_and_end
+from runners.minimal import end, mount_fsid, umount_and_end
 
 SOCKET = "/run/bench/peer.sock"
 LOG = "/var/log/bench-peer.log"
@@ -101,7 +101,7 @@ class Peer:
 
     def end(self) -> None:
         """End it; nothing is mounted any more."""
-        self._guest.run(f"kill {self._pid}; timeout 20 tail --pid={self._pid} -f /dev/null")
+        end(self._guest, self._pid)
 
 
 def _put(wanted: dict[str, Any]) -> str:

@@ -5,22 +5,28 @@ No two images share a tree, so every blob is a cache file of its own. An image i
 mounted (`start`), then the first 4 KiB of a file of each blob are read (`read`): a miss whose bytes
 are local. Memory is the daemon's own. `restart` is from SIGKILL until the supervisor's next daemon
 answers, with all images; then every blob is read once more (`again`), another chunk of it.
+
+In a guest, where that is slow: tens of images, no restart, and beside a peer if one is given.
 """
 
 from __future__ import annotations
 
-import gc
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from hashlib import shake_128
 from pathlib import Path
+from typing import Protocol
 
-from environments import Options, local
-from environments.native import described, drop_caches
+import probes
+from environments import Options, guest, local, native
+from harness import disk, store
+from harness.disk import Disk
+from harness.guest import Guest
 from report import Report, Result, percentile, result
 from runners import LocalImage
+from runners.fscached import Fscached
+from runners.peer import Peer
 from runners.supervised import Supervised
 
 from fscached.transport import mount
@@ -30,8 +36,9 @@ from rafs_v6.tree import Node
 
 REPETITIONS = 1
 """Every figure is one of hundreds."""
-IMAGES = 200
-LONG_IMAGES = 500
+TAKES_PEER = True
+IMAGES, LONG_IMAGES = 200, 500
+GUEST_IMAGES, LONG_GUEST_IMAGES = 30, 100
 BLOBS = 20
 """Of a Node.js image, by the EROFS-over-fscache article."""
 SINGLES = 3
@@ -42,8 +49,148 @@ SETTINGS = {
     "prefetch": {"enabled": False},
     "fetch": {"window_bytes": CHUNK_BYTES, "window_limit_bytes": CHUNK_BYTES},
 }
+SOURCES = "/srv/density"
 
 Figures = dict[str, list[float]]
+
+
+class Crowd(Protocol):
+    """A daemon that has many images."""
+
+    def start(self) -> None: ...
+
+    def mount(self, image: LocalImage) -> float:
+        """Milliseconds until it can be read."""
+        ...
+
+    def read(self, image: LocalImage, offset: int) -> list[float]:
+        """Microseconds of one read from each blob."""
+        ...
+
+    def drop_caches(self) -> None: ...
+
+    def resident_mib(self) -> float: ...
+
+    def restart(self) -> float | None:
+        """Seconds until another daemon is in its place, or that there is none."""
+        ...
+
+    def stop(self) -> None: ...
+
+
+class Here:
+    """On this machine."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._daemon = Supervised("fscached", scratch, SETTINGS)
+        self._mounted: list[Path] = []
+
+    def start(self) -> None:
+        """See Crowd."""
+        self._daemon.start()
+
+    def mount(self, image: LocalImage) -> float:
+        """See Crowd."""
+        at = self._scratch / image.fsid
+        at.mkdir()
+        self._mounted.append(at)
+        began = time.perf_counter()
+        self._daemon.offer(image)
+        [known] = [known for known in self._daemon.images() if known["fsid"] == image.fsid]
+        mount.mount_files(str(at), known["bootstrap"], known["devices"])
+        return (time.perf_counter() - began) * 1e3
+
+    def read(self, image: LocalImage, offset: int) -> list[float]:
+        """See Crowd."""
+        return list(probes.heads(str(self._scratch / image.fsid), offset))
+
+    def drop_caches(self) -> None:
+        """See Crowd."""
+        native.drop_caches()
+
+    def resident_mib(self) -> float:
+        """See Crowd."""
+        return self._daemon.resident_mib()
+
+    def restart(self) -> float | None:
+        """See Crowd."""
+        began = time.monotonic()
+        self._daemon.restart()
+        return time.monotonic() - began
+
+    def stop(self) -> None:
+        """See Crowd."""
+        for at in self._mounted:
+            if at.is_mount():
+                mount.unmount(str(at))
+        self._daemon.stop()
+
+
+class Inside:
+    """In a guest."""
+
+    def __init__(self, inside: Guest, daemon: Fscached | Peer) -> None:
+        self._guest = inside
+        self._daemon = daemon
+
+    def start(self) -> None:
+        """See Crowd."""
+        self._daemon.start(guest.fresh_cache(self._guest), CHUNK_BYTES)
+
+    def mount(self, image: LocalImage) -> float:
+        """See Crowd."""
+        at = f"/mnt/{image.fsid}"
+        options = f"fsid={image.fsid},domain_id={image.fsid}"
+        script = f"mkdir -p {at}; mount -t erofs -o {options} none {at}"
+        began = time.perf_counter()
+        self._daemon.offer(image)
+        self._guest.run(script)
+        return (time.perf_counter() - began) * 1e3
+
+    def read(self, image: LocalImage, offset: int) -> list[float]:
+        """See Crowd."""
+        said = guest.probe(self._guest, "heads", f"/mnt/{image.fsid}", offset)
+        return [float(word) for word in said.split()]
+
+    def drop_caches(self) -> None:
+        """See Crowd."""
+        self._guest.run("sync; echo 3 > /proc/sys/vm/drop_caches")
+
+    def resident_mib(self) -> float:
+        """See Crowd."""
+        return self._daemon.resident_mib()
+
+    def restart(self) -> float | None:
+        """There is no supervisor."""
+        return None
+
+    def stop(self) -> None:
+        """See Crowd."""
+        self._guest.run("umount -t erofs -a")
+        self._daemon.end()
+
+
+def run(options: Options) -> Report:
+    """In a guest: the crowd of each daemon, then one image in each."""
+    count = LONG_GUEST_IMAGES if options.long else GUEST_IMAGES
+    found: dict[str, Figures] = {}
+    with guest.booted(options, [_disk(count)]) as inside:
+        images = [LocalImage(f"{SOURCES}/{n}", f"density-{n}") for n in range(count)]
+        daemons: list[Fscached | Peer] = [Fscached(inside)]
+        if options.peer:
+            daemons.append(Peer(inside, options.peer))
+        for daemon in daemons:
+            crowd, single = found[daemon.name], found[f"{daemon.name} single"] = {}, {}
+            for _ in range(options.repetitions):
+                _measure(Inside(inside, daemon), images, crowd)
+                _measure(Inside(inside, daemon), images[:1], single)
+        environment = guest.described(inside, options) | _size(count)
+    ours = found[Fscached.name]
+    results = list(_results(ours, found[f"{Fscached.name} single"], count))
+    if options.peer:
+        results += _beside_peer(ours, found[Peer.name])
+    return Report(options.bench, environment, results)
 
 
 def run_native(options: Options) -> Report:
@@ -51,93 +198,89 @@ def run_native(options: Options) -> Report:
     count = LONG_IMAGES if options.long else IMAGES
     sources = options.scratch / "sources"
     images = [_image(sources, number) for number in range(count)]
-    crowd: Figures = defaultdict(list)
-    single: Figures = defaultdict(list)
+    crowd: Figures = {}
+    single: Figures = {}
     for turn in range(options.repetitions):
-        _measure(options.scratch / f"crowd-{turn}", images, crowd)
+        _measure(Here(options.scratch / f"crowd-{turn}"), images, crowd)
         for number in range(SINGLES):
-            _measure(
-                options.scratch / f"single-{turn}-{number}", images[number : number + 1], single
-            )
-    environment = {**described(options), "images": count, "cache_files": count * (BLOBS + 1)}
+            place = Here(options.scratch / f"single-{turn}-{number}")
+            _measure(place, images[number : number + 1], single)
+    environment = native.described(options) | _size(count)
     return Report(options.bench, environment, list(_results(crowd, single, count)))
+
+
+def _size(count: int) -> dict[str, int]:
+    return {"images": count, "cache_files": count * (BLOBS + 1)}
+
+
+def _disk(count: int) -> Disk:
+    """The images on a disk, kept."""
+
+    def build(directory: Path) -> None:
+        for number in range(count):
+            _image(directory / "tree", number)
+        disk.from_tree(directory / "images.ext4", directory / "tree")
+
+    key = store.key(count, BLOBS, CHUNK_BYTES, FILE_BYTES)
+    kept = store.kept("bench-density", key, build, keep=2)
+    return Disk(kept / "images.ext4", "images", SOURCES, options="ro")
 
 
 def _image(sources: Path, number: int) -> LocalImage:
     """One in a directory of its own, layers of one file each."""
     directory, fsid = sources / str(number), f"density-{number}"
-    layers = (_layer(f"{number} {layer}", layer) for layer in range(BLOBS))
+    layers = (_layer(f"{fsid} {layer}", layer) for layer in range(BLOBS))
     local.write(directory, fsid, layers, Format(Compressor.NONE, chunk_bytes=CHUNK_BYTES))
     return LocalImage(str(directory), fsid)
 
 
 def _layer(seed: str, number: int) -> Node:
+    """`probes.heads` knows what is in it."""
     data = shake_128(seed.encode()).digest(FILE_BYTES)
     return local.folder({b"%d" % number: local.small_file(data)})
 
 
-def _measure(scratch: Path, images: list[LocalImage], figures: Figures) -> None:
-    daemon = Supervised("fscached", scratch, SETTINGS)
-    daemon.start()
-    mounted: list[Path] = []
+def _measure(crowd: Crowd, images: list[LocalImage], into: Figures) -> None:
+    figures: Figures = defaultdict(list)
+    crowd.start()
     try:
-        figures["idle"].append(daemon.resident_mib())
+        figures["idle"].append(crowd.resident_mib())
         for image in images:
-            mounted.append(scratch / image.fsid)
-            figures["start"].append(_mount(daemon, image, mounted[-1]))
-        figures["mounted"].append(daemon.resident_mib())
-        drop_caches()
-        figures["read"] += [us for at in mounted for us in _read(at, 0)]
-        figures["resident"].append(daemon.resident_mib())
-        began = time.monotonic()
-        daemon.restart()
-        figures["restart"].append(time.monotonic() - began)
-        figures["again"] += [us for at in mounted for us in _read(at, 2 * CHUNK_BYTES)]
-        figures["restarted"].append(daemon.resident_mib())
+            figures["start"].append(crowd.mount(image))
+        figures["mounted"].append(crowd.resident_mib())
+        crowd.drop_caches()
+        figures["read"] += [us for image in images for us in crowd.read(image, 0)]
+        figures["resident"].append(crowd.resident_mib())
+        if (seconds := crowd.restart()) is not None:
+            figures["restart"].append(seconds)
+            again = (crowd.read(image, 2 * CHUNK_BYTES) for image in images)
+            figures["again"] += [us for each in again for us in each]
+            figures["restarted"].append(crowd.resident_mib())
     finally:
-        for at in mounted:
-            if at.is_mount():
-                mount.unmount(str(at))
-        daemon.stop()
-
-
-def _mount(daemon: Supervised, image: LocalImage, at: Path) -> float:
-    """Milliseconds until it can be read."""
-    at.mkdir()
-    began = time.perf_counter()
-    daemon.offer(image)
-    [known] = [known for known in daemon.images() if known["fsid"] == image.fsid]
-    mount.mount_files(str(at), known["bootstrap"], known["devices"])
-    return (time.perf_counter() - began) * 1e3
-
-
-def _read(at: Path, offset: int) -> Iterator[float]:
-    """Microseconds of one read from each blob. Raises SystemExit for wrong bytes."""
-    number = at.name.rpartition("-")[2]
-    gc.disable()
-    for layer in range(BLOBS):
-        file = os.open(at / str(layer), os.O_RDONLY)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        began = time.perf_counter()
-        data = os.pread(file, CHUNK_BYTES, offset)
-        yield (time.perf_counter() - began) * 1e6
-        os.close(file)
-        if (
-            data
-            != shake_128(f"{number} {layer}".encode()).digest(FILE_BYTES)[offset:][:CHUNK_BYTES]
-        ):
-            raise SystemExit(f"{at}/{layer}: wrong bytes at {offset}")
-    gc.enable()
+        crowd.stop()
+    for name, values in figures.items():
+        into.setdefault(name, []).extend(values)
 
 
 def _results(crowd: Figures, single: Figures, count: int) -> Iterator[Result]:
     for name, unit in (("start", "ms"), ("read", "us"), ("again", "us")):
-        for percent in (50, 99):
+        for percent in (50, 99) if name in crowd else ():
             ours, other = ([percentile(of[name], percent)] for of in (crowd, single))
             yield result(f"{name}_p{percent}", unit, "lower", ours, other)
-    yield result("restart", "s", "lower", crowd["restart"], single["restart"])
+    if "restart" in crowd:
+        yield result("restart", "s", "lower", crowd["restart"], single["restart"])
     for name in ("idle", "mounted", "resident", "restarted"):
-        yield result(f"memory_{name}", "MiB", "lower", crowd[name], single[name])
+        if name in crowd:
+            yield result(f"memory_{name}", "MiB", "lower", crowd[name], single[name])
     pairs = zip(crowd["resident"], crowd["idle"], strict=True)
     per_image = [(full - idle) / count for full, idle in pairs]
     yield result("memory_per_image", "MiB", "lower", per_image)
+
+
+def _beside_peer(ours: Figures, peer: Figures) -> Iterator[Result]:
+    for name, unit in (("start", "ms"), ("read", "us")):
+        for percent in (50, 99):
+            values = ([percentile(of[name], percent)] for of in (ours, peer))
+            yield result(f"{name}_p{percent}_peer", unit, "lower", *values)
+    for name in ("idle", "mounted", "resident"):
+        yield result(f"memory_{name}_peer", "MiB", "lower", ours[name], peer[name])
