@@ -72,15 +72,17 @@ def unparcel(kept: socket.socket) -> dict[str, int]:
     return found
 
 
-async def leave(path: str, holdings: Mapping[str, int]) -> None:
-    """Give holdings to the supervisor that listens on `path`; it is connected to when this
-    returns, so that whoever told it to accept does not wait in vain. Raises CustodyError."""
+async def leave(path: str, kept: socket.socket) -> None:
+    """Give a parcel to the supervisor that listens on `path`; it is connected to when this
+    returns, so that whoever told it to accept does not wait in vain. Raises CustodyError.
+
+    The same one each time: 0.13.4 closes none that it was given before.
+    """
     message = msgspec.json.encode(Testament(os.getpid()))
-    with parcel(holdings) as kept:
-        rights = array.array("i", [kept.fileno()])
-        async with _connected(path, SEND_LIMIT_S) as sock:
-            # A fresh connection takes this whole, before anybody has accepted it.
-            sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+    rights = array.array("i", [kept.fileno()])
+    async with _connected(path, SEND_LIMIT_S) as sock:
+        # A fresh connection takes this whole, before anybody has accepted it.
+        sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
 
 async def collect(path: str) -> tuple[Testament, dict[str, int]]:

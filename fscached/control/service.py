@@ -148,6 +148,8 @@ class ControlService:
         keys = [key for key in self._bindings if key.volume == domain_id]
         if blob_id:
             keys = [key for key in keys if key.cookie == blob_id]
+            if not keys and self._images.having(ObjectKey(domain_id, blob_id)):
+                return True  # a data blob goes with the last image that has it
         return self._forget(keys)
 
     async def add_image(self, reference: str, credentials: Credentials | None) -> ImageInfo:

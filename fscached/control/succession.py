@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -65,6 +66,7 @@ class Succession:
         self._identity = identity
         self._supervisor = supervisor
         self._reign: Reign | None = None
+        self._parcel: socket.socket | None = None
         self._predecessor = 0
         self._turn = asyncio.Lock()
 
@@ -138,8 +140,10 @@ class Succession:
         if self._reign is None:
             what = f"UnexpectedEvent(SendFd): the daemon is {self.state}"
             raise ApiError(HTTPStatus.BAD_REQUEST, what)
+        if self._parcel is None:
+            self._parcel = custody.parcel(self._reign.holdings)
         try:
-            await custody.leave(self._supervisor, self._reign.holdings)
+            await custody.leave(self._supervisor, self._parcel)
         except CustodyError as error:
             log.error("if this daemon dies now, mounts die with it: %s", error)
             raise _failed("Save", str(error)) from None

@@ -123,7 +123,9 @@ def explain_open_failure(error: OSError, host: Host | None = None) -> str:
         case errno.EBUSY:
             held = _held_by(holders(host))
             reason = f"busy: {held or 'no process that can be seen holds it'}"
-            remedy = "stop that process" if held else "look for one in other PID namespaces"
+            remedy = "stop that process"
+            if not held:
+                remedy = "end nydus-snapshotter, which keeps it, or look in other PID namespaces"
         case errno.EPERM | errno.EACCES:
             remedy = "run as root, outside of user namespaces (CAP_SYS_ADMIN)"
         case errno.EINVAL if "cachefiles_ondemand_copen" not in symbols:

@@ -42,7 +42,8 @@ async def test_what_is_left_is_found_again_and_again(custodian: Custodian) -> No
     before = open_fds()
     holdings = {"state": memory(b"registrations"), "cachefiles": memory(b"device")}
     custodian.receives()
-    await custody.leave(custodian.path, holdings)
+    with custody.parcel(holdings) as kept:
+        await custody.leave(custodian.path, kept)
     custodian.done()
     for fd in holdings.values():
         os.close(fd)
@@ -66,7 +67,8 @@ async def test_what_is_saved_later_is_found_too(custodian: Custodian) -> None:
     """Nothing that the snapshotter keeps is ever stale."""
     state = memory(b"one image")
     custodian.receives()
-    await custody.leave(custodian.path, {"state": state})
+    with custody.parcel({"state": state}) as kept:
+        await custody.leave(custodian.path, kept)
     custodian.done()
     os.pwrite(state, b"two images", 0)
     os.close(state)
@@ -80,7 +82,8 @@ async def test_the_message_is_small(custodian: Custodian) -> None:
     """It is read in one piece of 32 KiB, and does not grow with what is left."""
     state = memory(b"x" * (1 << 20))
     custodian.receives()
-    await custody.leave(custodian.path, {"state": state})
+    with custody.parcel({"state": state}) as kept:
+        await custody.leave(custodian.path, kept)
     custodian.done()
     os.close(state)
     assert 0 < len(custodian.message) < 1024 < READ_BYTES
@@ -92,7 +95,8 @@ async def test_nothing_waits_for_the_supervisor_to_accept(tmp_path: Path) -> Non
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
-        await custody.leave(str(tmp_path / "s"), {"state": state})
+        with custody.parcel({"state": state}) as kept:
+            await custody.leave(str(tmp_path / "s"), kept)
         connection, _ = listener.accept()
         with connection:
             message, fds, _, _ = socket.recv_fds(connection, READ_BYTES, 16)
@@ -105,9 +109,10 @@ async def test_nothing_waits_for_the_supervisor_to_accept(tmp_path: Path) -> Non
 async def test_nobody_listens(tmp_path: Path) -> None:
     """Each way says the path and why."""
     path = str(tmp_path / "away")
-    for transfer in (custody.leave(path, {}), custody.collect(path)):
-        with pytest.raises(CustodyError, match="away: No such file"):
-            await transfer
+    with custody.parcel({}) as kept:
+        for transfer in (custody.leave(path, kept), custody.collect(path)):
+            with pytest.raises(CustodyError, match="away: No such file"):
+                await transfer
 
 
 async def test_a_supervisor_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,8 +125,11 @@ async def test_a_supervisor_that_hangs(tmp_path: Path, monkeypatch: pytest.Monke
         listener.listen(0)
         with pytest.raises(CustodyError, match=r"no end of it within 0\.05 s"):
             await custody.collect(path)
-        with pytest.raises(CustodyError, match=r"no end of it within 0\.05 s"):
-            await custody.leave(path, {})
+        with (
+            custody.parcel({}) as kept,
+            pytest.raises(CustodyError, match=r"no end of it within 0\.05 s"),
+        ):
+            await custody.leave(path, kept)
 
 
 def _nothing(connection: socket.socket) -> None:

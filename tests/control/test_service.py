@@ -350,6 +350,16 @@ async def test_binding_again_is_no_error(tmp_path, built):
     await node.close()
 
 
+async def test_a_data_blob_goes_with_its_image(tmp_path, built):
+    """nydusd counts its users; to forget one that is bound is no error, one that is not is."""
+    node = Node(tmp_path, Handover())
+    await node.service.bind_blob_entry(entry_of(built, tmp_path / "blobs"))
+    (blob_id,) = built.blobs
+    assert await node.service.unbind("shared", blob_id) and len(node.images) == 1
+    assert not await node.service.unbind("elsewhere", blob_id)
+    await node.close()
+
+
 async def test_the_number_of_images_has_a_limit(tmp_path, built):
     """One more is refused and says what to do."""
     node = Node(tmp_path, Handover(), images=1)

@@ -182,6 +182,21 @@ async def test_send_fd_connects_or_fails(custodian: Custodian, device: int) -> N
         await daemon.life.send_fd()
 
 
+async def test_the_supervisor_is_given_the_same_each_time(
+    custodian: Custodian, device: int
+) -> None:
+    """The real one closes none of what it got before."""
+    daemon, given = Daemon(custodian), set()
+    await left(daemon, custodian, device)
+    for _ in range(3):
+        assert custodian.fd is not None
+        given.add(os.fstat(custodian.fd).st_ino)
+        custodian.receives()
+        await daemon.life.send_fd()
+        custodian.done()
+    assert len(given) == 1
+
+
 @pytest.mark.parametrize("parent", [1, 4711])
 async def test_an_orphan_that_nobody_speaks_to_ends(
     custodian: Custodian, monkeypatch: pytest.MonkeyPatch, parent: int

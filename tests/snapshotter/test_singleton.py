@@ -271,7 +271,7 @@ def test_objects_are_closed_before_exit_is_answered(alone: Alone) -> None:
     alone.put("exit")
     assert alone.device.held() == []
     new.put("/api/v1/daemon/start")
-    assert alone.device.commands[-2:] == ["restore", "drained"]
     alone.read(1)
+    assert alone.device.commands[-2:] == ["restore", "drained"]
     assert len(new.get("/api/v2/blobs")) == IMAGES
     assert old.wait(30) == 0
