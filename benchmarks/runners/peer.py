@@ -25,7 +25,6 @@ registry, name, tag, target = sys.argv[1:]
 base = f"http://{registry}/v2/{name}"
 request = urllib.request.Request(f"{base}/manifests/{tag}")
 request.add_header("Accept", "application/vnd.oci.image.manifest.v1+json")
-request.add_header("Accept", "application/vnd.oci.image.index.v1+json")
 manifest = json.load(urllib.request.urlopen(request))
 wanted = "containerd.io/snapshot/nydus-bootstrap"
 [layer] = [l for l in manifest["layers"] if wanted in l.get("annotations", {})]
