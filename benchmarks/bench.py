@@ -2,7 +2,8 @@
 them, and one report.
 
 Each file in `workloads` is a bench of its name, found by being there. It has `run` for a guest,
-`run_native` for this machine's own kernel, or both; `draw` when its plot is of another kind.
+`run_native` for this machine's own kernel, or both; `GUEST_REPETITIONS` when a guest's are fewer,
+`draw` when its plot is of another kind, `TAKES_PEER` when another daemon can take part.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
@@ -53,7 +55,7 @@ def main() -> int:
         options = Options(
             bench=arguments.bench,
             kernel=arguments.kernel,
-            repetitions=arguments.repetitions or module.REPETITIONS,
+            repetitions=arguments.repetitions or _repetitions(module, native=arguments.native),
             scratch=Path(scratch),
             only=tuple(arguments.only),
             long=arguments.long,
@@ -66,6 +68,12 @@ def main() -> int:
     print(table(report))
     print(json.dumps(dataclasses.asdict(report)))
     return 0
+
+
+def _repetitions(module: ModuleType, *, native: bool) -> int:
+    """A bench's own; a guest's emulated processor may allow fewer."""
+    here: int = module.REPETITIONS
+    return here if native else getattr(module, "GUEST_REPETITIONS", here)
 
 
 def _all(arguments: argparse.Namespace, benches: Mapping[str, str]) -> int:

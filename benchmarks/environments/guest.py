@@ -21,14 +21,16 @@ MEMORY_MIB = 2048
 
 
 @contextmanager
-def booted(options: Options, disks: Sequence[Disk]) -> Iterator[Guest]:
+def booted(
+    options: Options, disks: Sequence[Disk], memory_mib: int = MEMORY_MIB
+) -> Iterator[Guest]:
     """A guest with an empty cache disk, `disks`, and what lies beside this directory in
     `PROGRAMS`: the C programs, compiled, and `probes.py`."""
     results = store.root() / "results"
     results.mkdir(exist_ok=True)
     attached = [disk.cache(options.scratch / "cache.ext4"), *disks]
     console = results / f"bench-{options.bench}.console"
-    with Guest(options.kernel, console, disks=attached, memory_mib=MEMORY_MIB, cpus=CPUS) as guest:
+    with Guest(options.kernel, console, disks=attached, memory_mib=memory_mib, cpus=CPUS) as guest:
         for source in HERE.glob("*.c"):
             guest.put(f"{PROGRAMS}/{source.stem}", compiled(source).read_bytes(), mode=0o755)
         guest.put(f"{PROGRAMS}/probes.py", (HERE / "probes.py").read_bytes())

@@ -19,12 +19,14 @@ def compiled(source: Path) -> Path:
     return _compiled(source, CFLAGS, ())
 
 
-def passthrough() -> Path:
-    """libfuse's own example of a file system that hands everything to another one, kept."""
+def passthrough(*, static: bool = False) -> Path:
+    """libfuse's own example of a file system that hands everything to another one, kept. `static`:
+    a guest needs nothing for it."""
     if not PASSTHROUGH.exists():
         raise SystemExit(f"{PASSTHROUGH} is missing: reinstall libfuse3-dev with its documentation")
-    options = shlex.split(command.run(["pkg-config", "--cflags", "--libs", "fuse3"]))
-    return _compiled(PASSTHROUGH, ("-O2",), options)
+    flags = ["-static"] if static else []
+    ask = ["pkg-config", "--cflags", "--libs", *(f"-{flag}" for flag in flags), "fuse3"]
+    return _compiled(PASSTHROUGH, ("-O2", *flags), shlex.split(command.run(ask)))
 
 
 def _compiled(source: Path, flags: Sequence[str], libraries: Sequence[str]) -> Path:

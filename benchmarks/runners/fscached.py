@@ -60,6 +60,10 @@ class Fscached:
         self.offer(image)
         mount_fsid(self._guest, image.fsid)
 
+    def remount(self, image: LocalImage) -> None:
+        """One that is served."""
+        mount_fsid(self._guest, image.fsid)
+
     def offer(self, image: LocalImage) -> None:
         """Have it served."""
         body = json.dumps(entry(image))
@@ -71,11 +75,20 @@ class Fscached:
         self._guest.run(["mkdir", "-p", MOUNT])
         self._guest.run(["fscached", "mount", "--config", CONFIG, reference, MOUNT])
 
+    def reads(self) -> int:
+        """How often the kernel has asked."""
+        return int(self._status()["totals"]["reads"])
+
     def usage(self) -> Usage:
         """Until now."""
+        return Usage.read(
+            self._status(), self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout
+        )
+
+    def _status(self) -> dict[str, Any]:
         ask = ["curl", "-sSf", "--unix-socket", SOCKET, "http://d/api/v2/status"]
-        status = json.loads(self._guest.run(ask).stdout)
-        return Usage.read(status, self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout)
+        status: dict[str, Any] = json.loads(self._guest.run(ask).stdout)
+        return status
 
     def stop(self) -> None:
         self.resident_image_mib.append(self.resident_mib())

@@ -94,16 +94,20 @@ class Archive:
     """The host's mirror with lists and cache of its own: the host's suites and their backports, or
     one suite of another release."""
 
-    def __init__(self, suite: str | None = None) -> None:
+    def __init__(self, suite: str | None = None, *, sources: bool = False) -> None:
+        """`sources`: of packages' sources alone."""
         entries = mirror()
         base = next(entry for entry in entries if entry.suite == codename())
         entries.append(base._replace(suite=f"{base.suite}-backports"))
         if suite is not None:
             entries = [base._replace(suite=suite)]
-        self._directory = store.root() / "apt" / (suite or base.suite)
+        name = f"{suite or base.suite}{'-sources' if sources else ''}"
+        self._directory = store.root() / "apt" / name
         for sub in ("lists/partial", "cache/archives/partial"):
             (self._directory / sub).mkdir(parents=True, exist_ok=True)
-        (self._directory / "sources.list").write_text("".join(f"{e}\n" for e in entries))
+        kind = "deb-src" if sources else "deb"
+        lines = "".join(f"{kind}{str(entry).removeprefix('deb')}\n" for entry in entries)
+        (self._directory / "sources.list").write_text(lines)
 
     def refresh(self) -> None:
         """Read what the mirror offers now."""
@@ -133,6 +137,12 @@ class Archive:
         before = set(directory.glob("*.deb"))
         self._apt("get", "-qq", "download", *map(str, packages), cwd=directory)
         return sorted(set(directory.glob("*.deb")) - before)
+
+    def download_source(self, package: str, directory: Path) -> Path:
+        """Download the newest sources of a package; the file that describes them (.dsc)."""
+        words = ["-qq", "source", "--download-only", "--only-source", package]
+        self._apt("get", *words, cwd=directory)
+        return max(directory.glob("*.dsc"))
 
     def _apt(self, tool: str, *words: str, cwd: Path | None = None) -> str:
         options = {
