@@ -27,6 +27,7 @@ DEADLINE_S = 3.0
 PATIENCE_S = 60.0
 """For what takes a moment; nothing here should come near it."""
 
+FETCH_FAILED = "a fetch failed"
 SLOW_BYTES_PER_S = 1 << 20
 FULL = f"{disk.CACHE_MOUNT}/full"
 
@@ -56,10 +57,11 @@ def guest(boot_guest: Callable[..., Guest], tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def hasty(guest: Guest) -> Iterator[Node]:
-    """A node with a short deadline."""
+    """A node with a short deadline, and windows of one chunk: who has read one file has not had
+    the next one fetched with it."""
     node = Node(guest, Registry(guest))
     node.registry.start()
-    node.begin({"fetch": {"deadline_s": DEADLINE_S}})
+    node.begin({"fetch": {"deadline_s": DEADLINE_S, "window_limit_bytes": SHAPE.chunk_bytes}})
     yield node
     node.end()
     node.registry.stop()
@@ -184,13 +186,14 @@ def test_readers_outlast_a_registry_that_is_away(hasty: Node) -> None:
     mount, names = _mount(hasty, OUTLASTED), noise.names(OUTLASTED)
     assert _seen(hasty, "call", mount, names[0], 0, 1)["error"] is None
     hasty.registry.stop()
+    failed = hasty.daemon.log().count(FETCH_FAILED)
     kinds = (("call", names[1], 0, 1), ("fault", names[2], 100))
     readers = [
         inspector.start(hasty.guest, kind, mount, *words, timeout_s=PATIENCE_S)
         for kind, *words in kinds
     ]
     _await(lambda: hasty.daemon.status()["totals"]["reads_waiting"] >= len(readers))
-    _await(lambda: hasty.daemon.log().count("a fetch failed") >= 2 * len(readers))
+    _await(lambda: hasty.daemon.log().count(FETCH_FAILED) >= failed + 2 * len(readers))
     hasty.registry.start()
     for reader in readers:
         seen = inspector.seen(reader, timeout_s=PATIENCE_S)
