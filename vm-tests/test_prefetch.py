@@ -31,6 +31,9 @@ TURNS = (True, False, True, False)
 """Prefetch on or off for each image: on leaves less of it to miss. In turns, so that what else the
 machine does troubles both."""
 
+MISSES_MIN = 50
+"""Of either kind: what prefetch has brought in time is none, which is most on a quick machine."""
+
 ROUNDS = 3
 """One stall of the machine spoils one round; prefetch in the way spoils them all."""
 
@@ -112,7 +115,7 @@ def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int
     rounds = []
     for number in range(ROUNDS):
         took = _round_of_misses(node, ledger, seed + number)
-        assert min(map(len, took.values())) > 100, took
+        assert min(map(len, took.values())) > MISSES_MIN, took
         rounds.append({("on" if on else "off"): _facts(took[on]) for on in took})
         print(f"prefetch, round {number}: {rounds[-1]}")
         if rounds[-1]["on"]["p99_ms"] <= TIMES * rounds[-1]["off"]["p99_ms"]:
@@ -138,7 +141,7 @@ def _facts(took: list[float]) -> dict[str, int]:
     return {
         "misses": len(took),
         "p50_ms": round(statistics.median(took) * 1000),
-        "p99_ms": round(statistics.quantiles(took, n=100)[98] * 1000),
+        "p99_ms": round(statistics.quantiles(took, n=100, method="inclusive")[98] * 1000),
     }
 
 
