@@ -99,7 +99,7 @@ def _measure(one: Run, directory: Path, options: Sequence[str], limit_s: float) 
     said, plot = directory / f"{one.name}.json", directory / f"{one.name}.svg"
     said.unlink(missing_ok=True)
     plot.unlink(missing_ok=True)
-    argv = ["scripts/bench", *one.argv, *options, "--plot", str(plot.absolute())]
+    argv = ["scripts/bench", *one.argv, *options, "--plot", _named(plot)]
     # All that it starts ends with it: guests, and the name space of a native bench.
     with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as bench:
         try:
@@ -115,6 +115,12 @@ def _measure(one: Run, directory: Path, options: Sequence[str], limit_s: float) 
     last = output.decode().strip().rpartition("\n")[2]
     said.write_text(json.dumps(json.loads(last), indent=1) + "\n")
     return ""
+
+
+def _named(file: Path) -> str:
+    """As benches are called with it: from the tree's root, if it is there."""
+    absolute = file.absolute()
+    return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else absolute)
 
 
 def _is_current(said: Path) -> bool:
