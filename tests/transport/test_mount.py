@@ -59,6 +59,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Calls]:
 
 
 def open_descriptors() -> int:
+    """Fewer a moment later is no wonder: what earlier tests left is collected at any time."""
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -73,7 +74,7 @@ def test_an_image_is_mounted_read_only(kernel: Callable[..., Calls]) -> None:
     ]
     assert calls.seen[1].endswith(" domain_id domain") and calls.seen[2].endswith(" fsid image")
     assert calls.seen[3].endswith(" ro") and calls.seen[6].endswith(" /target")
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_without_a_domain_none_is_set(kernel: Callable[..., Calls]) -> None:
@@ -111,7 +112,7 @@ def test_a_refusal_says_what_to_do(
     assert caught.value.errno == code
     assert "mounting image on /target" in caught.value.what
     assert os.strerror(code) in caught.value.what
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_the_kernels_own_words_are_in_the_error(kernel: Callable[..., Calls]) -> None:
