@@ -52,9 +52,12 @@ PREPARE = """
 cd "$1" && mkdir upper work merged
 mount -t overlay -o "lowerdir=$0,upperdir=upper,workdir=work" overlay merged
 """
-BUILD = """
-make -s -C "$1/merged" -f makefile -j2 V=0 CFLAGS="-O0 -w" library > /dev/null
-built=$?; umount "$1/merged"; exit "$built"
+UNITS = 300
+BUILD = f"""
+cd "$1/merged"
+objects=$(find src -name '*.c' | sort | head -n {UNITS} | sed 's/c$/o/')
+make -s -f makefile -j{guest.CPUS} CFLAGS="-O0 -w" $objects > /dev/null
+built=$?; cd /; umount "$1/merged"; exit "$built"
 """
 
 
@@ -77,7 +80,7 @@ class Inside:
     data, data_bytes, sources = "data", DATA_BYTES, "sources"
     scratch, cpus = "/run/bench", guest.CPUS
     build = (PREPARE, BUILD)
-    built = f"the library of Debian's {SOURCE}, -O0, over overlayfs"
+    built = f"{UNITS} units of Debian's {SOURCE}, -O0, over overlayfs"
 
     def __init__(self, options: Options, inside: Guest, sources_bytes: int) -> None:
         self.sources_bytes = sources_bytes

@@ -1,7 +1,7 @@
 """A build of sources that are cached, as ratios to ext4: a job for every processor.
 
 An image cannot be written to: on this machine's own kernel a part of a Linux tinyconfig is built
-out of tree; in a guest, where a processor is emulated, the library of Debian's libtomcrypt without
+out of tree; in a guest, where a processor is emulated, 300 units of Debian's libtomcrypt without
 optimisation, over overlayfs as in a container. The same forms of a tree as in `hit`.
 """
 
