@@ -66,7 +66,8 @@ class Fetch(NamedTuple):
 
 
 class Ending(enum.Enum):
-    """How a fetch ended. LATE: its time was up, which is no verdict on a chunk whose readers came
+    """How a fetch ended. DONE: what it did not bring it had left out, and brings when it is asked
+    again. LATE: its time was up, which is no verdict on a chunk whose readers came
     later than it began, a window being longer than a slow link is quick. AWAY: nobody who has the
     bytes could be reached; if readers outlast that, what it was to bring is left to `resume`."""
 
@@ -260,12 +261,12 @@ class Blob:
         owned = [i for i in range(fetch.first, fetch.end) if self._owners.get(i) == fetch.number]
         if not owned:
             return Lost([], ())
-        patient = ending is Ending.LATE or (ending is Ending.AWAY and self._deadlines.outlasts)
+        anew = ending in (Ending.DONE, Ending.LATE)
+        patient = anew or (ending is Ending.AWAY and self._deadlines.outlasts)
         kept = [i for i in owned if patient and self._deadlines.has_time(i, now_s)]
         self._abandon(owned)
         tickets = self._refuse([i for i in owned if i not in kept], now_s)
-        again = kept if ending is Ending.LATE else []
-        return Lost(tickets, self._anew(again))
+        return Lost(tickets, self._anew(kept if anew else []))
 
     @property
     def stranded(self) -> bool:

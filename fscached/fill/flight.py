@@ -236,7 +236,8 @@ class Hop:
 
     def go(self, source: LocalSource) -> None:
         """Begin with a short batch, since its reader waits. The rest of the window is left out
-        when the workers are behind: nobody waits for it, and it is here whenever it is wanted."""
+        when the workers are behind: it is here whenever it is wanted. Whoever has joined the fetch
+        for it meanwhile has it fetched anew."""
         fetch, limit_bytes = self._cargo.fetch, FIRST_BATCH_BYTES
         at = fetch.first
         while at < fetch.end and not (at > fetch.first and self._crew.behind):

@@ -240,6 +240,31 @@ def test_a_fetch_out_of_time_is_no_verdict_on_those_who_came_later():
     assert target.expire(50.0) == [2]
 
 
+def test_what_a_fetch_left_out_is_fetched_anew_for_those_who_came_for_it():
+    """A fetch from this machine ends without the rest of its window when workers are behind: a
+    reader that joined it, or whose READ goes on there, waits for the next one."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, 2 * PAGE, 0.0).fetches
+    assert target.want(2, 2 * PAGE, 3 * PAGE, 0.5).fetches == ()
+    assert target.arrived(fetch, 0)
+    assert target.landed(Run(0, 1)) == []
+    assert target.lost(fetch, 1.0, Ending.DONE) == ([], (Fetch(2, 1, 4),))
+    assert not target.want(3, 3 * PAGE, 4 * PAGE, 1.0).refuse
+    assert target.expire(29.9) == []
+    assert target.expire(30.0) == [1]
+    assert target.expire(30.5) == [2]
+
+
+def test_what_a_fetch_left_out_and_nobody_wants_is_left_alone():
+    """It is fetched when it is wanted."""
+    target = blob([1] * 4)
+    (fetch,) = target.want(1, 0, PAGE, 0.0).fetches
+    assert target.arrived(fetch, 0)
+    assert target.landed(Run(0, 1)) == [1]
+    assert target.lost(fetch, 1.0, Ending.DONE) == ([], ())
+    assert target.want(2, PAGE, 2 * PAGE, 1.0).fetches
+
+
 def test_a_fetch_out_of_time_fails_who_waits_for_another_chunk_of_it():
     """A READ across an expired chunk and one that has time left has failed with the former."""
     target = blob([1] * 4)
