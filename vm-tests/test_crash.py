@@ -1,6 +1,7 @@
 """The daemon killed at moments nobody chose: readers pause, and no byte is wrong.
 
-A run is a sample from a seed; with `--long` it is the whole count, kept in benchmarks/results.
+A run is a sample from a seed; with `--long` it is the whole count, kept in benchmarks/results after
+each image that was read: an ended run says how far it came, and another one begins to count anew.
 """
 
 from __future__ import annotations
@@ -82,16 +83,13 @@ def test_kills_during_cold_reads(site: Site, kernel: str, seed: int, long: bool)
         kills += report["kills"]
         idle += report["idle"]
         pauses.append(max(one["slowest_s"] for one in seen))
-    unanswered = Counter(kill["unanswered"]["read"] for kill in kills)
-    facts = {
-        "count": len(kills),
-        "idle_and_not_counted": idle,
-        "longest_pause_s": round(max(pauses), 2),
-        "kills_by_unanswered_reads": dict(sorted(unanswered.items())),
-    }
-    print(f"seed {seed}: {facts}")
-    if long:
-        record.keep(kernel, seed, "kills", facts)
+        unanswered = Counter(kill["unanswered"]["read"] for kill in kills)
+        facts = {
+            "idle_and_not_counted": idle,
+            "longest_pause_s": round(max(pauses), 2),
+            "kills_by_unanswered_reads": dict(sorted(unanswered.items())),
+        }
+        record.counted(kernel, seed, "kills", len(kills), KILLS[long], facts, keep=long)
 
 
 def _round_of_kills(site: Site, seed: int, kills: int) -> tuple[Report, list[Seen]]:
@@ -174,9 +172,8 @@ def test_kills_between_an_open_and_its_answer(
         assert (seen["error"], seen["wrong"]) == (None, [])
         site.daemon.wait()
         site.daemon.umount(MOUNT)
-    print(f"seed {seed}: {kills} kills with an OPEN unanswered")
-    if long:
-        record.keep(kernel, seed, "kills_with_an_open_unanswered", {"count": kills})
+        name = "kills_with_an_open_unanswered"
+        record.counted(kernel, seed, name, kills, OPEN_KILLS[long], {}, keep=long)
 
 
 def test_a_chunk_with_a_missing_block_is_fetched_again(site: Site) -> None:

@@ -1,7 +1,8 @@
 """The power cut at moments nobody chose: what reached the disk is served from it, the rest comes
 again, and no byte is wrong. Every guest of this file is one of a series with one disk.
 
-A run is a sample from a seed; with `--long` it is the whole count, kept in benchmarks/results.
+A run is a sample from a seed; with `--long` it is the whole count, kept in benchmarks/results after
+each cut: an ended run says how far it came, and another one begins to count anew.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 from harness import disk, noise, record
 from harness.guest import Guest
-from harness.site import SHAPE, Site
+from harness.site import FILE_BLOCKS, SHAPE, Site
 
 POWER_CUTS = {False: 5, True: 50}
 """On each kernel: a tenth, or with `--long` all of them."""
@@ -38,7 +39,8 @@ def test_power_cuts_during_cold_reads(
     served from it, every other one is fetched again, once, and every byte is right."""
     rng = random.Random(seed)
     cache = tmp_path / "cache.ext4"
-    kept = []
+    survived: list[int] = []
+    compared = 0
     for number in range(POWER_CUTS[long] + 1):
         kept_disk = dataclasses.replace(disk.cache(cache, lasting=True), options=COMMIT)
         guest = boot_guest(disks=[kept_disk, noise.origin().disk])
@@ -52,21 +54,21 @@ def test_power_cuts_during_cold_reads(
         site.daemon.configure({"fetch": {"deadline_s": DEADLINE_S}})
         site.daemon.start()
         if number:
-            _assert_mended(site, torn, whole)
-            kept.append(len(whole))
+            compared += _assert_mended(site, torn, whole)
+            survived.append(len(whole))
+            facts = {"chunks": SHAPE.chunks, "survived": survived, "compared_blocks": compared}
+            record.counted(kernel, seed, "power_cuts", number, POWER_CUTS[long], facts, keep=long)
         if number < POWER_CUTS[long]:
             _cut_power(site, cold, rng)
-    print(f"seed {seed}: chunks that survived each cut, of {SHAPE.chunks}: {kept}")
-    if long:
-        facts = {"count": len(kept), "chunks": SHAPE.chunks, "survived": kept, "wrong_bytes": 0}
-        record.keep(kernel, seed, "power_cuts", facts)
 
 
-def _assert_mended(site: Site, image: str, whole: set[int]) -> None:
+def _assert_mended(site: Site, image: str, whole: set[int]) -> int:
+    """How many blocks of it were compared."""
     site.mount(image, OTHER_MOUNT)
     seen = site.stream(OTHER_MOUNT, image)
-    assert (seen["error"], seen["wrong"]) == (None, [])
+    assert (seen["error"], seen["wrong"], seen["blocks"]) == (None, [], SHAPE.files * FILE_BLOCKS)
     assert sorted(site.asked_chunks(image)) == sorted(set(range(SHAPE.chunks)) - whole)
+    return seen["blocks"]
 
 
 def _cut_power(site: Site, image: str, rng: random.Random) -> None:

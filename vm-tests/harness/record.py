@@ -11,8 +11,19 @@ from harness import command, project
 RESULTS = project.ROOT / "benchmarks/results"
 
 
-def keep(kernel: str, seed: int, name: str, facts: dict[str, Any]) -> None:
-    """Put a result beside the others of its kernel, with the commit it is of."""
+def counted(
+    kernel: str, seed: int, name: str, count: int, of: int, facts: dict[str, Any], *, keep: bool
+) -> None:
+    """Say how far a count has come, and `keep` it beside the others of its kernel, in the place of
+    what was there by this name: a run that ends early has counted what it has counted."""
+    facts = {"count": count, "of": of, **facts}
+    print(f"{name}, seed {seed}: {facts}")
+    if keep:
+        _keep(kernel, seed, name, facts)
+
+
+def _keep(kernel: str, seed: int, name: str, facts: dict[str, Any]) -> None:
+    """With the commit it is of."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"crash-{kernel}.json"
     kept = json.loads(path.read_text()) if path.exists() else {}
