@@ -87,13 +87,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_not_for_its_kernel(item: pytest.Item) -> bool:
-    """A scenario about one transport has nothing to say on a kernel of the other."""
+    """A scenario about one transport has nothing to say on a kernel of the other; one about other
+    programs says the same on every kernel."""
     callspec = getattr(item, "callspec", None)
     if callspec is None or "kernel" not in callspec.params:
         return False
     kernel = callspec.params["kernel"]
     others = ["cachefiles" if kernels.has_fanotify(kernel) else "fanotify"]
     others += ["machine"] if kernel == kernels.NATIVE else []
+    only = item.get_closest_marker("only")
+    if only is not None and kernel not in only.args:
+        return True
     return any(item.get_closest_marker(other) is not None for other in others)
 
 

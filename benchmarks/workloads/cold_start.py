@@ -19,10 +19,10 @@ from environments.guest import booted, described
 from environments.network import LINKS, PEER, REGISTRY, Link, Network, Site
 from environments.runtimes import Published, published
 from harness import disk
+from harness.containerd import Containerd
 from harness.daemon import Daemon, drop_caches
 from harness.guest import Guest
 from report import Report, Result, result
-from runners.containerd import Containerd
 from runners.launched import ROOTFS, Launched, Launcher, Program
 from runners.peer import Peer
 from runners.swarm import MIRROR, Swarm
@@ -104,7 +104,7 @@ class Bench:
         self._rafs = f"{REGISTRY}/{image.rafs_tag}"
         self._program = program
         self._launcher = Launcher(guest)
-        self._containerd = Containerd(guest, REGISTRY)
+        self._containerd = Containerd(guest, [REGISTRY])
         self._daemon = Daemon(guest)
         self._swarm = Swarm(guest)
         self._peer = Peer(guest, peer) if peer else None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from environments import Options
+from harness.containerd import pull_request
 from report import Report, Result
-from runners.containerd import _pull_request
 from runners.launched import Launched
 from workloads import cold_start
 from workloads.cold_start import Measured, charts
@@ -69,4 +69,4 @@ def test_the_chart_has_a_bar_for_each_scenario_and_says_its_ratio(tmp_path: Path
 
 def test_containerd_is_asked_as_a_kubelet_asks() -> None:
     """gRPC's frame around PullImageRequest{image: ImageSpec{image: NAME}}."""
-    assert _pull_request("a:1") == b"\0\0\0\0\x07\x0a\x05\x0a\x03a:1"
+    assert pull_request("a:1") == b"\0\0\0\0\x07\x0a\x05\x0a\x03a:1"

@@ -19,16 +19,8 @@ from tests.snapshotter.snapshotter import HOUSE, Snapshotter
 
 sys.path.insert(0, str(HOUSE / "vm-tests"))
 
-from harness import apt, store
+from harness import apt, snapshotter
 from harness.command import CommandFailed
-
-RELEASE, PACKAGE, PROGRAM = "trixie", "nydus-snapshotter", "usr/bin/containerd-nydus-grpc"
-
-
-def _fetch(directory: Path) -> None:
-    archive = apt.Archive(RELEASE)
-    archive.refresh()
-    archive.extract([PACKAGE], directory)
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +29,11 @@ def program() -> Path:
     if os.geteuid() != 0:
         pytest.skip("not root: nydus-snapshotter mounts")
     try:
-        name = store.key(RELEASE, PACKAGE, 1)
-        return store.kept("snapshotters", name, _fetch, keep=1) / PROGRAM
+        return snapshotter.package() / snapshotter.PROGRAM
     except (apt.NoMirror, CommandFailed) as error:
-        pytest.skip(f"Debian's {PACKAGE} cannot be fetched: {str(error).splitlines()[0]}")
+        pytest.skip(
+            f"Debian's {snapshotter.PACKAGE} cannot be fetched: {str(error).splitlines()[0]}"
+        )
 
 
 @pytest.fixture
@@ -71,13 +64,13 @@ def make(
         return made[-1]
 
     yield make
-    for snapshotter in made:
-        snapshotter.close()
-        print(snapshotter.log.read_text())  # for whoever looks at a failure
+    for one in made:
+        one.close()
+        print(one.log.read_text())  # for whoever looks at a failure
 
 
-@pytest.fixture
-def snapshotter(make: Callable[..., Snapshotter]) -> Snapshotter:
+@pytest.fixture(name="snapshotter")
+def running(make: Callable[..., Snapshotter]) -> Snapshotter:
     """One that runs, with failover."""
     snapshotter = make()
     snapshotter.start()

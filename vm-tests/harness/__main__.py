@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from harness import content, disk, kernel
+from harness import content, disk, kernel, snapshotter
 from harness.apt import NoMirror
 from harness.command import CommandFailed
 
@@ -34,6 +34,7 @@ def main() -> int:
         steps = [
             pool.submit(all_kernels),
             pool.submit(_timed, "root disk", disk.root),
+            pool.submit(_timed, "nydus-snapshotter", snapshotter.of_guests),
             pool.submit(_timed, "image content", content.content),
             pool.submit(_timed, "project disk", disk.site),
         ]

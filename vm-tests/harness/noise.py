@@ -4,6 +4,7 @@ byte, and no two blocks of an origin are the same."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,11 +38,13 @@ class Shape(NamedTuple):
 
 OUTAGE = tuple(f"noise/outage-{number}:latest" for number in range(8))
 CRASH = ("noise/crash-a:latest", "noise/crash-b:latest")
+COLD = "noise/cold:latest"
 LINKS = tuple(f"noise/link-{number}:latest" for number in range(5))
 
 IMAGES = {
     **dict.fromkeys(OUTAGE, Shape(4, 4 * MIB, MIB)),
     **dict.fromkeys(CRASH, Shape(4, 4 * MIB, MIB // 16)),
+    COLD: Shape(6, 8 * MIB, MIB // 4),
     **dict.fromkeys(LINKS, Shape(3, 10 * MIB, MIB // 4)),
 }
 
@@ -60,13 +63,24 @@ def block(name: str, number: int) -> bytes:
 
 def origin() -> Origin:
     """All images at one origin, kept."""
-    # Guests import this file for `block` alone and have no tools for images.
-    from harness import image, store
+    from harness import image
 
-    key = store.key(Path(__file__).read_bytes())
-    kept = store.kept("noise", key, _build, keep=2)
-    conversions = {name: _conversion(kept, name) for name in IMAGES}
-    return image.kept(conversions, key)
+    return image.kept(conversions(IMAGES), _key())
+
+
+def conversions(images: Iterable[str]) -> dict[str, list[str]]:
+    """What makes each of these images, as `image.kept` takes it."""
+    from harness import store
+
+    kept = store.kept("noise", _key(), _build, keep=2)
+    return {name: _conversion(kept, name) for name in images}
+
+
+def _key() -> str:
+    # Guests import this file for `block` alone and have no tools for images.
+    from harness import store
+
+    return store.key(Path(__file__).read_bytes())
 
 
 def _conversion(kept: Path, name: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +71,23 @@ def text(name: str) -> str:
 
 def small() -> Small:
     """Content and images, kept. About 60 MB and 800 files."""
+    key, layers = _layers()
+    return Small(image.kept(conversions(IMAGES), key), layers)
+
+
+def conversions(images: Iterable[str]) -> dict[str, list[str]]:
+    """What makes each of these images, as `image.kept` takes it."""
+    _, layers = _layers()
+    return {
+        name: [*OPTIONS, *(word for of in IMAGES[name] for word in ("--layer", str(layers[of])))]
+        for name in images
+    }
+
+
+def _layers() -> tuple[str, dict[str, Path]]:
     key = store.key(Path(__file__).read_bytes(), BUSYBOX.read_bytes())
     kept = store.kept("small", key, _build, keep=2)
-    layers = {path.name: path for path in sorted(kept.iterdir())}
-    conversions = {
-        name: [*OPTIONS, *(word for layer in of for word in ("--layer", str(layers[layer])))]
-        for name, of in IMAGES.items()
-    }
-    return Small(image.kept(conversions, key), layers)
+    return key, {path.name: path for path in sorted(kept.iterdir())}
 
 
 def _build(directory: Path) -> None:

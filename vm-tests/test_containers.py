@@ -1,0 +1,85 @@
+"""containerd, runc and nydus-snapshotter as Debian ships them, with fscached in nydusd's place."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+
+import pytest
+from harness import disk, fleet, small, snapshotter
+from harness.containers import Containers
+from harness.guest import Guest
+
+pytestmark = pytest.mark.only("6.12")
+
+MEMORY_BYTES = 96 << 20
+"""What the daemon may take, all through; a hot upgrade has two."""
+
+SUMS = "find / -xdev -type f -exec {busybox} sha256sum {{}} +"
+OBJECT = "anon_inode:[cachefiles]"
+IDLE_DESCRIPTORS = 40
+"""A daemon without images has 26: sockets of the API and to the origin, threads' pipes."""
+
+GONE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def node(boot_guest: Callable[..., Guest], tmp_path_factory: pytest.TempPathFactory) -> Containers:
+    """A node with everything running and no image."""
+    cache = disk.cache(tmp_path_factory.mktemp("disks") / "cache.ext4")
+    guest = boot_guest(disks=[cache, fleet.origin().disk, snapshotter.of_guests()])
+    node = Containers(guest, MEMORY_BYTES)
+    node.start()
+    return node
+
+
+def test_containers_see_their_images(node: Containers) -> None:
+    """Two at once, of images that share a layer: every file is what it was made of, and nothing of
+    the layer comes twice."""
+    busybox = f"/{small.PROGRAM}"
+    script = f"{busybox} {SUMS.format(busybox=busybox)}"
+    for app in fleet.APPS:
+        node.pull(app)
+    running = [
+        node.run(app, f"app-{number}", busybox, "sh", "-c", script)
+        for number, app in enumerate(fleet.APPS)
+    ]
+    for app, container in zip(fleet.APPS, running, strict=True):
+        done = container.wait(120)
+        assert done.returncode == 0, done.stderr
+        rows = (line.split("  /", 1) for line in done.stdout.splitlines())
+        assert {path: digest for digest, path in rows} == small.small().files(app)
+    origin = fleet.origin()
+    shared = set(origin.blob_ids(fleet.APPS[0])) & set(origin.blob_ids(fleet.APPS[1]))
+    asked = sorted((one.start, one.end) for blob in shared for one in node.ledger.asked(blob))
+    assert asked and all(one[1] <= next_[0] for one, next_ in itertools.pairwise(asked))
+
+
+def test_nothing_is_left(node: Containers) -> None:
+    """Images are removed, then everything is stopped: no mount, no cache file, no descriptor, no
+    process is left, nor a zombie."""
+    for app in fleet.APPS:
+        node.mount(app)
+    assert OBJECT in node.descriptors()
+    node.containerd.remove()
+    _await(node.containerd.snapshots, "snapshots")
+    _await(node.cache_files, "cache files")
+    assert node.snapshotter.status()["images"] == []
+    open_ = node.descriptors()
+    assert [name for name in open_ if name == OBJECT or name.startswith(disk.CACHE_MOUNT)] == []
+    assert len(open_) < IDLE_DESCRIPTORS, open_
+    memory = node.snapshotter.memory()
+    print(f"memory of the daemons, of {MEMORY_BYTES >> 20} MiB: {memory}")
+    assert memory["oom_kill"] == 0
+    node.containerd.stop("/mnt")
+    assert node.snapshotter.stop() == 0
+    _await(node.left, "processes and mounts")
+
+
+def _await(left: Callable[[], list[str]], what: str) -> None:
+    """Wait until nothing is left."""
+    end_s = time.monotonic() + GONE_S
+    while found := left():
+        assert time.monotonic() < end_s, f"{what} are left: {found}"
+        time.sleep(0.2)
