@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, NamedTuple
@@ -50,9 +51,12 @@ async def serve(
     stopped: Callable[[], None] = lambda: None,
     identity: str | None = None,
     supervisor: str | None = None,
+    listener: socket.socket | None = None,
+    predecessor_lives: bool = False,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or the API's `exit`. `beginning`: None to be told by the API to
-    take over; `ready` is told when the API listens, `stopped` when the end has begun.
+    """Serve until SIGTERM, SIGINT or the API's `exit`. `beginning`: None to take over when the API
+    says so, or by itself after a while unless the predecessor lives. `ready` is told when the API
+    listens (on `listener`, where there is one already), `stopped` when the end has begun.
 
     Raises Failure when the daemon cannot begin.
     """
@@ -87,10 +91,10 @@ async def serve(
             succession.accede(reigning(first), takeover)
             for entry in entries:
                 await first.service.bind_blob_entry(entry)
-        await server.start()
+        await server.start(listener)
         stack.push_async_callback(server.close)
         if beginning is None:
-            succession.await_takeover()
+            succession.await_takeover(predecessor_lives)
             await asyncio.to_thread(importlib.import_module, "fscached.daemon")
         ready(f"serves {len(daemon.images) if daemon is not None else 0} images")
         await stopping.wait()

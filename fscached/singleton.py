@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,7 +21,7 @@ from fscached import config as settings
 from fscached import config_text, serving
 from fscached.config import Config
 from fscached.config_text import ConfigError
-from fscached.control import entry, http
+from fscached.control import entry
 from fscached.control.entry import BlobEntry
 from fscached.failure import Failure, Missing
 from fscached.transport import descriptors
@@ -48,28 +49,32 @@ class Order(NamedTuple):
     """None: as many as are needed; 0: as they are."""
 
 
-def main(order: Order) -> int:
-    """Serve until SIGTERM, SIGINT or the API's `exit`; the exit code.
+def main(order: Order, inherited: socket.socket | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or the API's `exit`; the exit code. `inherited` listens already,
+    where a predecessor did that has died.
 
     Raises Failure when the daemon cannot begin.
     """
     config, entries = configured(order)
     serving.begin_log(config)
     try:
-        return _run(config, entries, order)
+        return _run(config, entries, order, inherited)
     except Failure as failure:
         log.error("cannot begin: %s", failure)
         raise
 
 
-def _run(config: Config, entries: list[BlobEntry], order: Order) -> int:
+def _run(
+    config: Config, entries: list[BlobEntry], order: Order, inherited: socket.socket | None
+) -> int:
     if not Path(order.fscache).is_dir():
         raise Missing(f"--fscache {order.fscache}: no such directory", "make it, or name another")
     if order.descriptors != 0:
         needed = descriptors.needed(config.cache, config.kernel)
         descriptors.allow(order.descriptors or needed)
     serving.make_directories(config)
-    follows = order.upgrade or _is_kept(config, order)
+    kept = inherited is not None and order.supervisor is not None and _is_kept(config)
+    follows = order.upgrade or kept
     if follows:
         log.info("to take over", extra={"supervisor": order.supervisor or "none"})
     uvloop.run(
@@ -79,16 +84,16 @@ def _run(config: Config, entries: list[BlobEntry], order: Order) -> int:
             stopped=_end_soon,
             identity=order.identity,
             supervisor=order.supervisor,
+            listener=inherited,
+            predecessor_lives=order.upgrade,
         )
     )
     return 0
 
 
-def _is_kept(config: Config, order: Order) -> bool:
-    """Whether a predecessor has died and somebody keeps the device: nydusd too tells that from a
-    predecessor that lives by its socket, which nobody listens on."""
-    if order.supervisor is None or not http.is_abandoned(config.api_socket):
-        return False
+def _is_kept(config: Config) -> bool:
+    """Whether somebody keeps the device of a predecessor that has died: nydusd too tells that from
+    one that lives by its socket, which nobody listened on."""
     from fscached.transport.cachefiles import Cachefiles
 
     try:

@@ -85,10 +85,14 @@ def _add_nydusds(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from fscached import singleton
+    from fscached.control import listener
 
     if (arguments.id is None) != (arguments.supervisor is None):
         raise Usage("--id and --supervisor need each other", "give both, or none")
+    inherited = listener.inherited(arguments.apisock)
+
+    from fscached import singleton  # takes its time, while connections wait already
+
     return singleton.main(
         singleton.Order(
             fscache=arguments.fscache,
@@ -102,7 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
             log_file=arguments.log_file,
             log_rotation_mb=arguments.log_rotation_size,
             descriptors=arguments.rlimit_nofile,
-        )
+        ),
+        inherited,
     )
 
 

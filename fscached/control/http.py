@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import logging
 import os
-import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -24,20 +21,17 @@ import h11
 import msgspec
 
 from fscached.config import Api as Limits
+from fscached.control.listener import highest, listen
 from fscached.control.messages import ErrorBody
-from fscached.failure import Failure
 
 log = logging.getLogger(__name__)
 
 SERVER: Final = b"Nydus API"
 JSON: Final = "application/json"
 QUERY_FIELDS_LIMIT: Final = 16
-PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
 CLOSE_GRACE_S: Final = 1.0
 REQUEST_LIMIT_S: Final = 30.0
 """For a request that has begun, and for a reply that nobody takes; to be silent is no request."""
-DESCRIPTOR_LIMIT: Final = 1 << 16  # each number below one in use costs the kernel 8 bytes
-_HIGH_NUMBERS: Final = 16
 _READ_BYTES: Final = 1 << 12  # by how much a head may exceed its limit
 
 
@@ -87,12 +81,12 @@ class Server:
         self._server: asyncio.AbstractServer | None = None
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
-    async def start(self) -> None:
-        """Listen. The path appears when the socket already listens, in place of a dead one.
+    async def start(self, listener: socket.socket | None = None) -> None:
+        """Answer, on a listener that is there already or a new one.
 
         Raises Failure: somebody else listens there, or the path cannot be a socket.
         """
-        listener = _listen(self._path)
+        listener = highest(listener) if listener else listen(self._path)
         self._inode = os.stat(self._path).st_ino
         self._server = await asyncio.start_unix_server(self._connected, sock=listener)
 
@@ -278,51 +272,3 @@ def _request(head: h11.Request, body: bytes) -> Request:
     except ValueError as error:
         raise ApiError(HTTPStatus.BAD_REQUEST, f"QueryString: {error}") from None
     return Request(head.method.decode("ascii"), unquote(path), dict(fields), body)
-
-
-def _listen(path: str) -> socket.socket:
-    if len(os.fsencode(path)) > PATH_LIMIT_BYTES - len(".new"):
-        raise Failure(f"{path}: too long for a socket", "set a shorter [api] socket")
-    if _is_served(path):
-        raise Failure(
-            f"{path}: another daemon listens there", "stop it, or set another [api] socket"
-        )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    fresh = f"{path}.new"
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(fresh)
-        listener.bind(fresh)
-        os.chmod(fresh, 0o600)
-        listener.listen(socket.SOMAXCONN)
-        listener = _highest(listener)
-        # Whoever polls for the path must not find a socket that refuses connections.
-        os.rename(fresh, path)
-    except OSError as error:
-        listener.close()
-        raise Failure(
-            f"{path}: cannot listen: {error.strerror}",
-            "make its directory, writable for root, or set another [api] socket",
-        ) from None
-    return listener
-
-
-def _highest(listener: socket.socket) -> socket.socket:
-    """The same under a number above those of all connections. The descriptors of a process that is
-    killed are closed from the highest down (task_work_run in kernel/task_work.c): whoever takes the
-    end of a connection for the end of the daemon must not find somebody who still listens."""
-    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], DESCRIPTOR_LIMIT)
-    with listener:
-        number = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, limit - _HIGH_NUMBERS)
-        return socket.socket(fileno=number)
-
-
-def is_abandoned(path: str) -> bool:
-    """Whether a socket is there and nobody listens on it."""
-    return os.path.exists(path) and not _is_served(path)
-
-
-def _is_served(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        # EAGAIN: somebody listens whose backlog is full.
-        return probe.connect_ex(path) in (0, errno.EAGAIN)

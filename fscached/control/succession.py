@@ -2,7 +2,9 @@
 
 nydusd's states, turned by its API. A daemon that begins with the kernel's device is RUNNING before
 anybody can ask. One that is started to follow another is INIT: `takeover` makes it READY with what
-the supervisor keeps, `start` has it answer what its predecessor left unanswered.
+the supervisor keeps, `start` has it answer what its predecessor left unanswered. The snapshotter
+asks for both once, or never when it has waited too long: a successor of a dead daemon that nobody
+asks does both by itself, while the supervisor still gives.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ log = logging.getLogger(__name__)
 PREDECESSOR_LIMIT_S: Final = 20.0
 """How long `start` waits for the predecessor's objects to be closed; its caller waits 30 s."""
 PREDECESSOR_PAUSE_S: Final = 0.01
+UNASKED_S: Final = 1.0
+"""How long the successor of a dead daemon waits to be told to take over: the snapshotter asks as
+soon as it is answered, and its supervisor gives for 10 s from the predecessor's end."""
 ORPHAN_S: Final = 60.0
 """How long a daemon without a parent waits to be told to take over."""
 
@@ -69,15 +74,19 @@ class Succession:
         self._parcel: socket.socket | None = None
         self._predecessor = 0
         self._turn = asyncio.Lock()
+        self._unasked: asyncio.Task[None] | None = None
+        self._went_ahead = False
 
     @property
     def state(self) -> State:
         """As nydusd names it."""
         return self._lifecycle.state
 
-    def await_takeover(self) -> None:
+    def await_takeover(self, predecessor_lives: bool) -> None:
         """Begin without the kernel's end, and end when nobody is left to bring it: a snapshotter
         that is being stopped starts a daemon that nobody will ever speak to."""
+        if not predecessor_lives:
+            self._unasked = asyncio.create_task(self._go_ahead())
         parent = os.getppid()
 
         def look() -> None:
@@ -107,31 +116,53 @@ class Succession:
         Raises WrongState, ApiError.
         """
         async with self._turn:
-            self._lifecycle.check(Trigger.TAKEOVER)
-            if self._supervisor is None or self._heir is None:
-                raise _failed("Restore", "there is no supervisor: start with --id and --supervisor")
-            try:
-                testament, holdings = await custody.collect(self._supervisor)
-                self._reign = self._heir(holdings)
-            except (CustodyError, Failure, OSError, ValueError) as error:
-                log.error("nothing is taken over: %s", error)
-                raise _failed("Restore", str(error)) from None
-            self._predecessor = testament.pid
-            self._lifecycle.fire(Trigger.TAKEOVER)
-            log.info("taken over", extra={"from": testament.pid, "version": testament.version})
+            if not self._went_ahead:
+                await self._take_over()
 
     async def start(self) -> None:
         """READY becomes RUNNING. Raises WrongState, ApiError."""
         async with self._turn:
-            self._lifecycle.check(Trigger.START)
-            assert self._reign is not None
-            await self._predecessors_end()
+            if not self._went_ahead:
+                await self._start()
+
+    async def _go_ahead(self) -> None:
+        """Both, when nobody has asked for a while; who asks afterwards finds it done."""
+        await asyncio.sleep(UNASKED_S)
+        async with self._turn:
+            if self.state is not State.INIT:
+                return
+            log.warning("nobody asks this daemon to take over: it does so by itself")
             try:
-                self._reign.begin(takeover=True)
-            except Failure as failure:
-                log.error("cannot start: %s", failure)
-                raise _failed("Start", str(failure)) from None
-            self._lifecycle.fire(Trigger.START)
+                await self._take_over()
+                await self._start()
+                self._went_ahead = True
+            except ApiError as error:
+                log.error("mounts hang until somebody has this daemon take over: %s", error)
+
+    async def _take_over(self) -> None:
+        self._lifecycle.check(Trigger.TAKEOVER)
+        if self._supervisor is None or self._heir is None:
+            raise _failed("Restore", "there is no supervisor: start with --id and --supervisor")
+        try:
+            testament, holdings = await custody.collect(self._supervisor)
+            self._reign = self._heir(holdings)
+        except (CustodyError, Failure, OSError, ValueError) as error:
+            log.error("nothing is taken over: %s", error)
+            raise _failed("Restore", str(error)) from None
+        self._predecessor = testament.pid
+        self._lifecycle.fire(Trigger.TAKEOVER)
+        log.info("taken over", extra={"from": testament.pid, "version": testament.version})
+
+    async def _start(self) -> None:
+        self._lifecycle.check(Trigger.START)
+        assert self._reign is not None
+        await self._predecessors_end()
+        try:
+            self._reign.begin(takeover=True)
+        except Failure as failure:
+            log.error("cannot start: %s", failure)
+            raise _failed("Start", str(failure)) from None
+        self._lifecycle.fire(Trigger.START)
 
     async def send_fd(self) -> None:
         """Leave everything with the supervisor; nothing without one. Raises ApiError."""

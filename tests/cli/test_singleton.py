@@ -18,7 +18,7 @@ from fscached.singleton import Order
 def orders(monkeypatch: pytest.MonkeyPatch) -> list[Order]:
     """What the daemon would be told, had it been started."""
     given: list[Order] = []
-    monkeypatch.setattr(singleton, "main", lambda order: given.append(order) or 0)
+    monkeypatch.setattr(singleton, "main", lambda order, inherited: given.append(order) or 0)
     return given
 
 

@@ -98,9 +98,11 @@ class StandInReign:
     def __init__(self) -> None:
         self.holdings = {"state": 0}
         self.told: list[str] = []
+        self.begun = asyncio.Event()
 
     def begin(self, takeover: bool) -> None:
         self.told.append("take over" if takeover else "begin")
+        self.begun.set()
 
     async def end(self) -> None:
         self.told.append("end")

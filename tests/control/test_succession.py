@@ -205,9 +205,48 @@ async def test_an_orphan_that_nobody_speaks_to_ends(
     monkeypatch.setattr(succession, "ORPHAN_S", 0.001)
     daemon = Daemon(custodian)
     monkeypatch.setattr(os, "getppid", lambda: parent)
-    daemon.life.await_takeover()
+    daemon.life.await_takeover(predecessor_lives=True)
     monkeypatch.setattr(os, "getppid", lambda: 1)
     await asyncio.wait_for(daemon.stopped.wait(), 20)
+
+
+async def test_a_successor_whom_nobody_asks_takes_over(
+    custodian: Custodian, device: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its predecessor is dead and the snapshotter may have given up on it; when it asks after all,
+    what it asks for is done."""
+    monkeypatch.setattr(succession, "UNASKED_S", 0.001)
+    old, new = Daemon(custodian), Daemon(custodian)
+    await left(old, custodian, device)
+    custodian.gives()
+    new.life.await_takeover(predecessor_lives=False)
+    await asyncio.wait_for(new.reign.begun.wait(), 20)
+    assert new.reign.told == ["take over"]
+    await new.life.take_over()
+    await new.life.start()
+    assert (new.life.state, new.reign.told) == (State.RUNNING, ["take over"])
+    os.close(new.inherited["cachefiles"])
+
+
+async def test_who_is_asked_does_not_take_over_twice(
+    custodian: Custodian, device: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is to replace a daemon that lives waits until it is told; a failed attempt leaves it to
+    the snapshotter."""
+    monkeypatch.setattr(succession, "UNASKED_S", 0.001)
+    old, new = Daemon(custodian), Daemon(custodian)
+    await left(old, custodian, device)
+    new.life.await_takeover(predecessor_lives=True)
+    await asyncio.sleep(0.05)
+    assert new.life.state is State.INIT
+    custodian.message = b"of somebody else"
+    custodian.gives()
+    new.life.await_takeover(predecessor_lives=False)
+    await asyncio.to_thread(custodian.done)
+    await asyncio.sleep(0.05)
+    assert new.life.state is State.INIT
+    with pytest.raises(WrongState):
+        await new.life.start()
 
 
 async def test_over_the_api(

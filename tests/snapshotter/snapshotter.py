@@ -21,8 +21,12 @@ PATIENCE_S = 30.0
 _T = TypeVar("_T")
 
 LAUNCHER = """#!{python} -P
-import sys
+import sys, time
+time.sleep({late_s})
 sys.path.insert(0, {house!r})
+from fscached.control import listener
+inherited = listener.inherited
+listener.inherited = lambda path: (inherited(path), time.sleep({slow_s}))[0]
 from tests.snapshotter.nydusd import main
 sys.exit(main({config!r}, sys.argv[1:]))
 """
@@ -189,10 +193,15 @@ enabled = false
 """)
         self.install(self.nydusd)
 
-    def install(self, place: Path) -> None:
-        """Put the daemon's program there."""
+    def install(self, place: Path, late_s: float = 0.0, slow_s: float = 0.0) -> None:
+        """Put the daemon's program there; it is late to begin, or slow once it listens in its
+        predecessor's place."""
         text = LAUNCHER.format(
-            python=sys.executable, house=str(HOUSE), config=str(self.root / "fscached.toml")
+            python=sys.executable,
+            house=str(HOUSE),
+            config=str(self.root / "fscached.toml"),
+            late_s=late_s,
+            slow_s=slow_s,
         )
         place.write_text(text)
         place.chmod(0o755)

@@ -25,6 +25,8 @@ from tests.snapshotter.snapshotter import Snapshotter, until
 
 DOMAIN = "shared"
 READ_BYTES = 128 << 10
+PATIENCE_S = 5.0
+"""More than the snapshotter has: it looks for a successor 20 times, every 100 to 200 ms."""
 
 
 class Site:
@@ -196,6 +198,39 @@ def test_one_crash_after_the_other(site: Site) -> None:
         data = site.device.read(DOMAIN, site.blob, start, start + READ_BYTES)
         assert data == site.bytes[start : start + READ_BYTES]
         site.running(*gone)
+
+
+def test_a_successor_may_be_slow(site: Site) -> None:
+    """On a busy machine: it listens before it can answer, and nobody gives up on it."""
+    snapshotter = site.snapshotter
+    (fsid,) = site.bind(1)
+    site.mount(fsid)
+    snapshotter.install(snapshotter.nydusd, slow_s=PATIENCE_S)
+    gone: list[int] = []
+    for place in range(2):
+        snapshotter.logs("Subscribe daemon", place + 1)
+        gone.append(site.running(*gone))
+        os.kill(gone[-1], signal.SIGKILL)
+        start = place * READ_BYTES
+        data = site.device.read(DOMAIN, site.blob, start, start + READ_BYTES)
+        assert data == site.bytes[start : start + READ_BYTES]
+    assert site.bound() == {fsid} and site.device.opened == 1
+
+
+def test_a_successor_that_is_too_late_takes_over_unasked(site: Site) -> None:
+    """The snapshotter has given up on it and never asks again; its supervisor gives for longer."""
+    snapshotter = site.snapshotter
+    fsids = site.bind(2)
+    site.mount(fsids[0])
+    (pid,) = snapshotter.daemons()
+    snapshotter.logs("Subscribe daemon")
+    snapshotter.install(snapshotter.nydusd, late_s=PATIENCE_S)
+    os.kill(pid, signal.SIGKILL)
+    data = site.device.read(DOMAIN, site.blob, 0, READ_BYTES)
+    assert data == site.bytes[:READ_BYTES]
+    snapshotter.logs("daemon didn't reach state INIT")
+    assert site.running(pid)
+    assert site.bound() == set(fsids) and site.device.opened == 1
 
 
 def test_a_hot_upgrade(site: Site) -> None:
