@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, TypeAlias, get_args
 import msgspec
 
 from fscached.failure import Failure
+from fscached.malformed import MALFORMED
 
 FILE_LIMIT_BYTES: Final = 1 << 20
 
@@ -60,7 +61,7 @@ def decode(text: str, origin: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{origin}: not TOML: {error}", "mend that line") from None
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise ConfigError(f"{origin}: not JSON: {error}", "mend that place") from None
 
 

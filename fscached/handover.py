@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from fscached.malformed import MALFORMED
+
 NAME = "state"
 """Of the descriptor, among all that outlive a daemon."""
 
@@ -68,5 +70,5 @@ class Handover:
 def _decoded(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise ValueError(f"the state left by the predecessor is damaged: {error}") from None

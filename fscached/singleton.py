@@ -24,6 +24,7 @@ from fscached.config_text import ConfigError
 from fscached.control import entry
 from fscached.control.entry import BlobEntry
 from fscached.failure import Failure, Missing
+from fscached.malformed import MALFORMED
 from fscached.transport import descriptors
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ def _entries(path: str) -> list[BlobEntry] | None:
     try:
         listed = msgspec.json.decode(text, type=_Entries).blobs
         return None if listed is None else [entry.parse(bytes(raw)) for raw in listed]
-    except (msgspec.DecodeError, entry.InvalidEntry) as error:
+    except (*MALFORMED, entry.InvalidEntry) as error:
         raise ConfigError(f"{path}: {error}", "give blobs as in nydusd's API") from None
 
 

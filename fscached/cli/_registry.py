@@ -12,6 +12,7 @@ import msgspec
 
 from fscached import config
 from fscached.failure import Failure
+from fscached.malformed import MALFORMED
 from fscached.source import SourceError
 from fscached.source.auth import Tokens
 from fscached.source.distribution import Distribution
@@ -89,7 +90,7 @@ def pull(reference: Reference, settings: config.Config) -> tuple[StoredImage, by
 def _decoded(body: bytes, kind: type[T], what: str) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise ImageError(f"{what}: {error}") from error
 
 

@@ -37,6 +37,7 @@ from fscached.control.messages import (
     Status,
 )
 from fscached.control.state import WrongState
+from fscached.malformed import MALFORMED
 from fscached.source import SourceError
 
 ENTRY_NOT_FOUND: Final = "blob_cache: cache entry not found"
@@ -436,7 +437,7 @@ def _json(value: Any) -> Reply:
 def _parsed(request: Request, kind: type[_T]) -> _T:
     try:
         return msgspec.json.decode(request.body, type=kind)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise _bad(f"ParseBody({error})") from None
 
 

@@ -21,6 +21,7 @@ from typing import Final
 import msgspec
 
 from fscached import __version__
+from fscached.malformed import MALFORMED
 from fscached.version import COMMIT
 
 MESSAGE_LIMIT_BYTES: Final = 30 << 10
@@ -105,7 +106,7 @@ def _testament(message: bytes) -> Testament:
         raise CustodyError("the supervisor has nothing: no daemon has left anything with it")
     try:
         return msgspec.json.decode(message, type=Testament)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         raise CustodyError(
             f"the {len(message)} bytes that the supervisor has are not of fscached: mounts of "
             "another nydusd end with it"

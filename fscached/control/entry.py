@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from fscached import config
+from fscached.malformed import MALFORMED
 
 PREFETCH_THREADS_LIMIT: Final = 1024
 PREFETCH_BATCH_LIMIT_BYTES: Final = 0x1000_0000
@@ -229,7 +230,7 @@ def parse(body: bytes) -> BlobEntry:
             return _from_v2(wire, wire.config_v2)
         if wire.config is not None:
             return _from_legacy(wire, wire.config)
-    except msgspec.DecodeError as error:
+    except MALFORMED as error:
         raise InvalidEntry(str(error)) from None
     raise InvalidEntry("neither `config` nor `config_v2` is there")
 

@@ -14,6 +14,8 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import msgspec
 from msgspec import Meta
 
+from fscached.malformed import MALFORMED
+
 ACCESS_LIMIT: Final = 65_536
 """Accesses kept of one image, those expected last left out: 64 GiB in chunks of 1 MiB."""
 FILE_LIMIT: Final = 8192
@@ -257,7 +259,7 @@ def decode(data: bytes) -> Trace:
                 f"a trace of version {version}, not {VERSION}: export it with this fscached"
             )
         file = msgspec.json.decode(data, type=_File)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise TraceError(f"not a trace of `fscached trace export`: {error}") from None
     accesses = tuple(_accesses(file))
     return bounded(Trace(file.fsid, file.reference, file.runs, accesses, tuple(_uses(file))))

@@ -19,6 +19,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from fscached.malformed import MALFORMED
 from fscached.source import Fault, SourceError
 from fscached.source.exchange import Exchange, Response
 from fscached.source.origin import Traffic, is_inward, origin_of
@@ -412,7 +413,7 @@ def _read_token(response: Response, server: str, asked_at: float) -> Token:
         )
     try:
         answer = msgspec.json.decode(response.body, type=TokenAnswer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except MALFORMED:
         answer = TokenAnswer()
     token = answer.token or answer.access_token
     if not _HEADER_SAFE.fullmatch(token):

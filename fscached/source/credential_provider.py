@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from fscached.malformed import MALFORMED
 from fscached.source import Fault, SourceError
 from fscached.source.auth import Credential, Secret
 from fscached.source.image_pattern import canonical, covers, fitting
@@ -155,7 +156,7 @@ class CredentialProviders:
             response = msgspec.json.decode(output, type=Response)
             given = response.cache_duration
             life_s = seconds(provider.default_cache_duration if given is None else given)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError):
+        except (*MALFORMED, ValueError):
             raise self._fault(f"{command[0]} did not print a {_API} response") from None
         scopes = {"Image": image, "Registry": image.partition("/")[0], "Global": ""}
         if life_s > 0:

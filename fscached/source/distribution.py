@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import msgspec
 
+from fscached.malformed import MALFORMED
 from fscached.source import Fault, Refusal, SourceError
 from fscached.source.auth import Authorization, Keychain, Tokens
 from fscached.source.exchange import Exchange, Response
@@ -310,7 +311,7 @@ def _digest_of(body: bytes) -> str:
 def _document(reference: Reference, body: bytes) -> Document:
     try:
         return msgspec.json.decode(body, type=Document)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except MALFORMED as error:
         raise SourceError(f"{reference}: no manifest: {error}", Fault.PROTOCOL) from None
 
 

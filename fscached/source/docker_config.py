@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from fscached.malformed import MALFORMED
 from fscached.source import Fault, SourceError
 from fscached.source.auth import Credential, Kind, Secret
 from fscached.source.image_pattern import canonical, fitting
@@ -96,7 +97,7 @@ class DockerConfig:
             raise self._fault(f"larger than {FILE_LIMIT_BYTES} bytes")
         try:
             return msgspec.json.decode(text, type=Document)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             # not the error's text: it may quote the file
             raise self._fault("not the JSON docker writes") from None
 
@@ -131,7 +132,7 @@ class DockerConfig:
             raise self._fault(f"{program} failed with status {status}")
         try:
             answer = msgspec.json.decode(output, type=HelperAnswer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except MALFORMED:
             raise self._fault(f"{program} did not print the JSON of a credential") from None
         kind = Kind.IDENTITY if answer.username == "<token>" else Kind.PASSWORD
         return Credential(answer.username, Secret(answer.secret), kind)

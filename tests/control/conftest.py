@@ -185,6 +185,10 @@ class StandInService:
     def prefetch_status(self, fsid: str) -> messages.PrefetchStatus:
         return self.image_status[0].prefetch
 
+    async def repair(self, spoiled: messages.RepairFile) -> messages.Repaired:
+        self.asked.append(spoiled)
+        return messages.Repaired(0, culled=True)
+
     def images(self) -> list[messages.ImageInfo]:
         return [
             messages.ImageInfo(

@@ -415,3 +415,38 @@ async def test_every_route_answers_json_to_a_wrong_method(
         reply = await exchange(b"PATCH %s HTTP/1.1\r\nHost: u\r\n\r\n" % path.encode())
         assert reply.startswith(b"HTTP/1.1 400")
         assert "takes" in json.loads(reply.partition(b"\r\n\r\n")[2])["message"]
+
+
+NESTED = b"[" * 4000 + b"]" * 4000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"reference": ',
+        b"{} {}",
+        b"null",
+        b'"text"',
+        b'{"log_level": "\xff"}',
+        b"\x00" * 64,
+        NESTED,
+        b'{"log_level": "info", "type": "bootstrap", "registry_auth": "a", "x": %s}' % NESTED,
+    ],
+)
+async def test_no_route_takes_a_malformed_body(
+    server: http.Server,
+    service: Any,
+    exchange: Callable[..., Coroutine[Any, Any, bytes]],
+    caplog: pytest.LogCaptureFixture,
+    body: bytes,
+) -> None:
+    """Whatever is no JSON, is another kind of JSON, or is nested without end: one error that is the
+    client's, and nothing done."""
+    for path, methods in {**api.LIFE, **api.ROUTES}.items():
+        if "PUT" in methods:
+            head = f"PUT {path}?id=a HTTP/1.1\r\nHost: u\r\nContent-Length: {len(body)}\r\n\r\n"
+            reply = await exchange(head.encode() + body)
+            status = int(reply.split()[1])
+            assert status == (501 if path == "/api/v1/mount" else 400), (path, reply)
+            assert json.loads(reply.partition(b"\r\n\r\n")[2])["message"]
+    assert service.asked == [] and "a bug of ours" not in caplog.text

@@ -209,6 +209,14 @@ def test_garbage_is_an_invalid_entry(body: bytes) -> None:
         entry.parse(body)
 
 
+@pytest.mark.parametrize("key", ["id", "config", "config.backend_config", "x"])
+def test_nested_without_end(key: str) -> None:
+    """More than a decoder descends into, also in what nobody looks at."""
+    body = changed(LEGACY, key, "HERE").replace(b'"HERE"', b"[" * 100_000 + b"]" * 100_000)
+    with pytest.raises(InvalidEntry):
+        entry.parse(body)
+
+
 def test_an_images_prefetch_is_the_daemons_but_for_what_it_says() -> None:
     """0 leaves it to the daemon; lengths are of whole pages and have a least one."""
     ours = config.Prefetch(image_bandwidth_bytes_per_s=7, threads=1)

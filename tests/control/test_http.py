@@ -106,6 +106,12 @@ async def test_the_socket_is_for_root_alone(server: http.Server, socket_path: st
             413,
             "more than 8192 bytes",
         ),
+        (
+            b"PUT /api/v2/images HTTP/1.1\r\nHost: u\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"1000\r\n%s\r\n" % (b"x" * 4096) * 3,
+            413,
+            "more than 8192 bytes",
+        ),
         (b"PUT /x HTTP/1.1\r\nHost: u\r\nContent-Length: 9\r\n\r\nxx", 400, "BadRequest"),
     ],
 )

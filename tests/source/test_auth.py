@@ -393,6 +393,7 @@ async def test_good_realms(registry: str, realm: str) -> None:
         (200, b'{"token": ""}', Fault.PROTOCOL),
         (200, b'{"token": "a\\r\\nX: y"}', Fault.PROTOCOL),
         (200, b'{"token": "\xff"}', Fault.PROTOCOL),
+        (200, b'{"x": ' + b"[" * 100_000, Fault.PROTOCOL),
     ],
 )
 @pytest.mark.asyncio

@@ -179,6 +179,7 @@ async def test_other_bytes_than_the_digest(client: Client, server: FaultyServer)
         ("application/vnd.docker.distribution.manifest.v1+json", b'{"schemaVersion": 1}'),
         (OCI_INDEX, index(("sha256:../../x", "amd64", []))),
         (OCI_MANIFEST, b" " * (MIB + 1)),
+        (OCI_MANIFEST, b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     ],
 )
 async def test_bad_manifests(

@@ -126,6 +126,7 @@ async def test_no_file(tmp_path: Path) -> None:
         '{"auths": {"r.org": {"auth": "sesame!"}}}',
         '{"credsStore": "../../sesame"}',
         '{"auths": {"r.org": {"auth": "c2VzYW1l"}}, "x": "' + "x" * (1 << 20) + '"}',
+        '{"x": ' + "[" * 100_000,
     ],
 )
 @pytest.mark.asyncio
