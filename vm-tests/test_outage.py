@@ -30,6 +30,7 @@ PATIENCE_S = 60.0
 FETCH_FAILED = "a fetch failed"
 SLOW_BYTES_PER_S = 1 << 20
 FULL = f"{disk.CACHE_MOUNT}/full"
+OVER = "/run/over"
 
 FLIP = """
 import sys
@@ -80,7 +81,7 @@ def test_a_registry_that_stays_away_is_eio(node: Node) -> None:
     read fine once it is back."""
     mount = _mount(node, AWAY)
     with link.shaped(node.guest, bytes_per_s=SLOW_BYTES_PER_S):
-        reader = _reader_under_way(node, mount, AWAY)
+        reader = _reader_under_way(node, mount, *noise.names(AWAY))
         node.registry.stop()
         seen = inspector.seen(reader, timeout_s=PATIENCE_S * 3)
     assert (seen["error"], seen["wrong"]) == ("EIO", [])
@@ -140,25 +141,33 @@ def test_a_corrupted_chunk_is_never_served(node: Node) -> None:
 
 
 def test_a_full_cache_disk_heals(node: Node) -> None:
-    """Resident data is read without fetching; what is not fails, says why, and works again once
-    there is room, without a restart."""
-    mount, [first, second, *_] = _mount(node, FILLED), noise.names(FILLED)
+    """It fills up in the middle of a cold read: that fails and says why, who reads what is there
+    does not notice and has nothing fetched, and all works again once there is room, without a
+    restart."""
+    mount, [first, *others] = _mount(node, FILLED), noise.names(FILLED)
     assert _seen(node, "stream", mount, first)["error"] is None
     before = node.daemon.pid()
-    node.guest.python(FILL)
-    drop_caches(node.guest)
+    resident = inspector.start(node.guest, "again", mount, OVER, first, timeout_s=PATIENCE_S * 3)
+    with link.shaped(node.guest, bytes_per_s=SLOW_BYTES_PER_S):
+        reader = _reader_under_way(node, mount, *others)
+        node.guest.python(FILL)
+        seen = inspector.seen(reader, timeout_s=PATIENCE_S * 2)
+    assert (seen["error"], seen["wrong"]) == ("EIO", [])
+    assert 0 < seen["blocks"] < len(others) * FILE_BLOCKS
+    assert seen["slowest_s"] < 2 * DEADLINE_S
+    assert "free space on the cache file system" in node.daemon.log()
     asked, received = node.daemon.asked(), node.daemon.status()["totals"]["received_bytes"]
+    drop_caches(node.guest)
     seen = _seen(node, "stream", mount, first)
     assert (seen["error"], seen["wrong"], seen["blocks"]) == (None, [], FILE_BLOCKS)
     # fanotify asks about every read of a file that has holes anywhere.
     assert node.daemon.asked() == asked or not node.guest.kernel.traced
     assert node.daemon.status()["totals"]["received_bytes"] == received
-    seen = _seen(node, "stream", mount, second)
-    assert (seen["error"], seen["wrong"]) == ("EIO", [])
-    assert seen["slowest_s"] < DEADLINE_S
-    assert "free space on the cache file system" in node.daemon.log()
     node.guest.run(["rm", FULL])
     _await_right(node, mount, FILLED)
+    node.guest.run(["touch", OVER])
+    seen = inspector.seen(resident, timeout_s=PATIENCE_S)
+    assert (seen["error"], seen["wrong"]) == (None, []) and seen["blocks"] > FILE_BLOCKS
     assert node.daemon.pid() == before
 
 
@@ -168,7 +177,7 @@ def test_a_registry_that_returns_in_time_is_a_pause(hasty: Node) -> None:
     hasty.daemon.replace()
     mount = _mount(hasty, LATE)
     with link.shaped(hasty.guest, bytes_per_s=SLOW_BYTES_PER_S):
-        reader = _reader_under_way(hasty, mount, LATE)
+        reader = _reader_under_way(hasty, mount, *noise.names(LATE))
         hasty.registry.stop()
         _await(lambda: bool(hasty.daemon.status()["totals"]["reads_waiting"]))
         hasty.registry.start()
@@ -231,10 +240,9 @@ def _seen(node: Node, kind: str, mount: str, *words: object) -> Seen:
     return inspector.seen(reader, timeout_s=PATIENCE_S * 2)
 
 
-def _reader_under_way(node: Node, mount: str, image: str) -> Process:
-    """A reader of all files that has got its first chunks and waits for another."""
+def _reader_under_way(node: Node, mount: str, *names: str) -> Process:
+    """A reader of these files that has got its first chunks and waits for another."""
     before = node.daemon.status()["totals"]["received_bytes"]
-    names = noise.names(image)
     reader = inspector.start(node.guest, "stream", mount, *names, timeout_s=PATIENCE_S * 2)
 
     def under_way() -> bool:

@@ -32,7 +32,8 @@ class Container:
         for name in GUEST_FILES:
             shutil.copy2(HERE / name, tree / name)
         mounts = (
-            f"{disk.image} {disk.mount} {disk.options} {'own' if disk.own else 'shared'}\n"
+            f"{disk.image} {disk.mount} {disk.file_system} {disk.options} "
+            f"{'own' if disk.own else 'shared'}\n"
             for disk in disks
         )
         (self._scratch / "mounts").write_text("".join(mounts))

@@ -1,4 +1,4 @@
-"""Disk images: ext4 file systems made from a directory, or empty."""
+"""Disk images: ext4 file systems made from a directory, or empty ones of any kind."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from harness import command, debian, project, store
 MIB = 1 << 20
 
 CACHE_MOUNT = "/var/lib/fscached"
+SECOND = "/srv/second"
 CACHE_BYTES = 2048 * MIB
 ROOT_BYTES = 1600 * MIB
 
 # The file is all zeros: neither mkfs nor the kernel, later, needs to write the inode tables.
 LAZY = ("-E", "lazy_itable_init=1,assume_storage_prezeroed=1")
+MAKE = {"ext4": ("-F", *LAZY), "xfs": (), "btrfs": ()}
+"""Options of mkfs by the file system that an empty disk can have."""
 
 
 @dataclass(frozen=True)
 class Disk:
-    """An ext4 image attached to a guest and mounted at `mount` before its agent starts.
+    """An image attached to a guest and mounted at `mount` before its agent starts.
 
     `serial` names it in the guest (/sys/block/*/serial, at most 20 bytes). What a guest writes to a
     disk that is not `lasting` goes away with the guest. A lasting one honours flushes as real
@@ -33,6 +36,7 @@ class Disk:
     lasting: bool = False
     options: str = "noatime"
     own: bool = False
+    file_system: str = "ext4"
 
 
 def from_tree(image: Path, tree: Path, size_bytes: int | None = None) -> None:
@@ -45,10 +49,11 @@ def from_tree(image: Path, tree: Path, size_bytes: int | None = None) -> None:
     command.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", *LAZY, "-d", tree, image])
 
 
-def empty(image: Path, size_bytes: int = CACHE_BYTES) -> None:
-    """Make `image` (sparse) an empty ext4 file system with a journal."""
+def empty(image: Path, size_bytes: int = CACHE_BYTES, file_system: str = "ext4") -> None:
+    """Make `image` (sparse) an empty file system, its journal included."""
     _blank(image, size_bytes)
-    command.run(["mkfs.ext4", "-q", "-F", *LAZY, image])
+    options = MAKE[file_system]
+    command.run([f"mkfs.{file_system}", "-q", *options, image])
 
 
 def _blank(image: Path, size_bytes: int) -> None:
@@ -85,6 +90,12 @@ def site() -> Disk:
 
     kept = store.kept("sites", version, build)
     return Disk(kept / "site.ext4", "site", project.MOUNT, options="ro")
+
+
+def second(image: Path, file_system: str) -> Disk:
+    """An empty disk of its own for a cache, beside the one with the daemon's state."""
+    empty(image, file_system=file_system)
+    return Disk(image, file_system, f"{SECOND}/{file_system}", own=True, file_system=file_system)
 
 
 def cache(image: Path, size_bytes: int = CACHE_BYTES, *, lasting: bool = False) -> Disk:

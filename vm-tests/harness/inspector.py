@@ -107,8 +107,22 @@ def alone(root: str, *names: str) -> Seen:
     return _streamed(root, names, os.POSIX_FADV_RANDOM)
 
 
+def again(root: str, over: str, *names: str) -> Seen:
+    """Whole files time and again, and never from memory, until the file `over` is there; ends at
+    the first error too."""
+    inspector = Inspector(root)
+    while not os.path.exists(over) and inspector.seen["error"] is None:
+        _stream(inspector, names, os.POSIX_FADV_DONTNEED)
+    return inspector.seen
+
+
 def _streamed(root: str, names: Sequence[str], advice: int) -> Seen:
     inspector = Inspector(root)
+    _stream(inspector, names, advice)
+    return inspector.seen
+
+
+def _stream(inspector: Inspector, names: Sequence[str], advice: int) -> None:
     for name in names:
         fd = inspector.open(name)
         os.posix_fadvise(fd, 0, 0, advice)
@@ -116,7 +130,6 @@ def _streamed(root: str, names: Sequence[str], advice: int) -> Seen:
         if not all(inspector.read(name, fd, first, CALL_BLOCKS) for first in firsts):
             break
         os.close(fd)
-    return inspector.seen
 
 
 def pages(root: str, seed: str, *names: str) -> Seen:
@@ -201,7 +214,7 @@ def misses(root: str, seed: str, chunk_blocks: str, least_s: str, *names: str) -
 
 
 KINDS: dict[str, Callable[..., object]] = {
-    kind.__name__: kind for kind in (stream, alone, pages, pages_ahead, call, fault, misses)
+    kind.__name__: kind for kind in (stream, alone, again, pages, pages_ahead, call, fault, misses)
 }
 
 if __name__ == "__main__":

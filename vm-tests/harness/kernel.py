@@ -49,7 +49,7 @@ FANOTIFY_SUITE = "trixie-backports"
 
 GUEST_MODULES = (
     *("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng"),
-    *("ext4", "cachefiles", "erofs"),
+    *("ext4", "xfs", "btrfs", "cachefiles", "erofs"),
     *("sch_netem", "sch_tbf", "sch_htb", "veth"),
     *("loop", "overlay", "fuse", "dm_flakey"),
 )

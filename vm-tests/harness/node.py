@@ -19,7 +19,7 @@ SETTLE_S = 20.0
 WHOLE_S = 120.0
 
 # findmnt fails when it finds nothing.
-UNMOUNT = "(findmnt -rn -t erofs -o TARGET || true) | tac | xargs -r -n 1 umount"
+UNMOUNT = "(findmnt -rn -t erofs -o TARGET || true) | sort -r | xargs -r -n 1 umount"
 
 
 class Node:

@@ -161,7 +161,7 @@ def _pack_initramfs(kernel: Kernel, disks: Sequence[Disk], initramfs: Path) -> N
     for name in GUEST_FILES:
         shutil.copy2(HERE / name, tree / "harness" / name)
     shutil.copytree(kernel.modules, tree / "lib/modules" / kernel.release)
-    mounts = (f"{disk.serial} {disk.mount} {disk.options}\n" for disk in disks)
+    mounts = (f"{disk.serial} {disk.mount} {disk.file_system} {disk.options}\n" for disk in disks)
     (tree / "mounts").write_text("".join(mounts))
     pack = 'cd "$1" && find . | cpio --quiet -o -H newc -R 0:0 > "$2"'
     command.run(["sh", "-c", pack, "sh", tree, initramfs])
