@@ -7,7 +7,7 @@ arrive for a chunk somebody else has brought meanwhile are simply not used.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ class State(enum.IntEnum):
 
 TRANSITIONS: dict[int, frozenset[State]] = {
     State.ABSENT: frozenset({State.PREFETCHING, State.DEMANDED, State.RESIDENT}),
-    # A demand fetch overtakes a prefetch: it may bring the chunk twice rather than wait.
+    # A demand fetch overtakes a slow prefetch: it may bring the chunk twice rather than wait.
     State.PREFETCHING: frozenset({State.ABSENT, State.DEMANDED, State.ARRIVED}),
     State.DEMANDED: frozenset({State.ABSENT, State.ARRIVED}),
     # Bytes that fail their digest, or cannot be written, are as if they had never come.
@@ -114,10 +114,13 @@ class Blob:
         deadline_s: float,
         refusal_s: float,
         outage_limit_s: float | None = None,
+        slow: Callable[[int, int], bool] = lambda number, index: True,
     ) -> None:
-        """The times are those of Deadlines."""
+        """The times are those of Deadlines. `slow` says of a prefetch's number and one of its
+        chunks whether a fetch made now would bring the chunk sooner."""
         self.chunks = chunks
         self._planner = planner
+        self._slow = slow
         self._deadlines = Deadlines(deadline_s, refusal_s, outage_limit_s)
         self._states = bytearray(chunks.count)
         self._residents = 0
@@ -126,6 +129,8 @@ class Blob:
         self._owners: dict[int, int] = {}
         self._fetches = 0
         self._wants: dict[int, list[Want]] = {}
+        self._joined: set[int] = set()
+        """Chunks that a prefetch brings to readers who wait."""
 
     def learn(self, extents: Extents) -> None:
         """Take over what the cache file holds. A chunk is resident only if all its padded pages
@@ -176,7 +181,9 @@ class Blob:
         for index in missing:
             self._wants.setdefault(index, []).append(want)
             self._deadlines.begin(index, now_s)
-            if self._fetchable(index):
+            if self._prefetched(index):
+                self._joined.add(index)
+            elif self._fetchable(index):
                 fetches.append(self._demand(self._planner.miss(index)))
         if not fetches:
             fetches += self._continue(self._planner.seen(missing[-1]))
@@ -222,12 +229,24 @@ class Blob:
         for index in range(run.first, run.end):
             self._move(index, State.RESIDENT)
             self._owners.pop(index, None)
+            self._joined.discard(index)
             self._deadlines.end(index)
             for want in self._wants.pop(index, ()):
                 want.missing -= 1
                 if want.missing == 0:
                     tickets.append(want.ticket)
         return tickets
+
+    @property
+    def joined(self) -> bool:
+        """Whether readers wait for what a prefetch is bringing: `overtake` from time to time."""
+        return bool(self._joined)
+
+    def overtake(self) -> tuple[Fetch, ...]:
+        """Fetch what readers wait for and prefetches have become slow to bring."""
+        self._joined.intersection_update(self._wants)
+        slow = [i for i in self._joined if self._fetchable(i) and not self._prefetched(i)]
+        return self._anew(slow)
 
     def ahead(self, run: Run) -> tuple[Fetch, ...]:
         """Chunks have landed: what to fetch next for a reader that reads on."""
@@ -263,10 +282,12 @@ class Blob:
             return Lost([], ())
         anew = ending in (Ending.DONE, Ending.LATE)
         patient = anew or (ending is Ending.AWAY and self._deadlines.outlasts)
-        kept = [i for i in owned if patient and self._deadlines.has_time(i, now_s)]
+        # A prefetch's end is no verdict for those who joined it: they have not asked yet.
+        joined = self._joined.intersection(owned)
+        kept = [i for i in owned if i in joined or (patient and self._deadlines.has_time(i, now_s))]
         self._abandon(owned)
         tickets = self._refuse([i for i in owned if i not in kept], now_s)
-        return Lost(tickets, self._anew(kept if anew else []))
+        return Lost(tickets, self._anew(i for i in kept if anew or i in joined))
 
     @property
     def stranded(self) -> bool:
@@ -334,16 +355,26 @@ class Blob:
     def _fetchable(self, index: int) -> bool:
         return self._states[index] in (State.ABSENT, State.PREFETCHING)
 
+    def _prefetched(self, index: int) -> bool:
+        """Whether a prefetch brings a chunk, and no fetch would bring it sooner."""
+        return self._states[index] == State.PREFETCHING and not self._slow(
+            self._owners[index], index
+        )
+
     def _continue(self, stream: Stream | None) -> tuple[Fetch, ...]:
-        """The window, if there is anything to fetch of it."""
-        fetch = self._demand(stream) if stream is not None else None
-        return (fetch,) if fetch is not None and fetch.end > fetch.first else ()
+        """The window, if there is anything to fetch of it. What is on its way is not: nobody waits
+        for it yet."""
+        if stream is None:
+            return ()
+        fetch = self._fetch(stream.first, stream.window_bytes, State.DEMANDED)
+        self._planner.fetched(stream, fetch.end)
+        return (fetch,) if fetch.end > fetch.first else ()
 
     def _demand(self, stream: Stream) -> Fetch:
         """The window from its first chunk on, now demanded. Only the wanted chunk overtakes a
         prefetch: what follows it is left to whoever is bringing it."""
         first = stream.first
-        if first < self.chunks.count and self._states[first] == State.PREFETCHING:
+        if self._states[first] == State.PREFETCHING:
             fetch = self._own(Run(first, first + 1), State.DEMANDED)
         else:
             fetch = self._fetch(first, stream.window_bytes, State.DEMANDED)
@@ -379,6 +410,8 @@ class Blob:
         for index in range(run.first, run.end):
             self._move(index, state)
             self._owners[index] = self._fetches
+            if state is State.DEMANDED:
+                self._joined.discard(index)
         return Fetch(self._fetches, run.first, run.end)
 
     def _move(self, index: int, state: State) -> None:

@@ -14,6 +14,7 @@ from fscached.cache.blob import Blob, Ending, Fetch, Run
 from fscached.cache.planner import Planner
 from fscached.fill.crew import Crew
 from fscached.fill.flight import Cargo, Flight, Hop
+from fscached.fill.forecast import SLACK_S, Forecast
 from fscached.fill.inquiry import Inquiry
 from fscached.fill.replies import Replies
 from fscached.fill.scout import Scout
@@ -112,6 +113,7 @@ class OpenBlob:
         self._tally = tally
         self._chunks: ChunkMap | None = None
         self._writer: Writer | None = None
+        self._forecast: Forecast | None = None
         self._loop = asyncio.get_running_loop()
         self._early: dict[int, Pending] = {}
         """READs that came before the chunks were known."""
@@ -121,6 +123,7 @@ class OpenBlob:
         self._replies = Replies(object, transport, tally, names, limits.slow_read_s)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._overtaking: asyncio.TimerHandle | None = None
         self._tries: dict[int, int] = {}
         self._scout = Scout(self._ask_again)
 
@@ -172,8 +175,9 @@ class OpenBlob:
         self._replies.forget()
         self._early.clear()
         self._scout.stop()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._overtaking):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         if self.watcher is not None:
@@ -196,7 +200,8 @@ class OpenBlob:
         planner = Planner(limits.window_bytes, limits.window_limit_bytes)
         times = limits.deadline_s, limits.refusal_s, limits.outage_limit_s
         self._chunks = chunks
-        self.blob = Blob(chunks, planner, *times)
+        self._forecast = Forecast(chunks)
+        self.blob = Blob(chunks, planner, *times, self._forecast.slow)
         self.blob.learn(extents)
         self._writer = Writer(chunks, self._write, limits.verify)
         self.stage = Stage.READY
@@ -246,6 +251,18 @@ class OpenBlob:
             # Before any worker is woken: it would only wait for the interpreter's lock.
             self._arm()
             self._launch(verdict.fetches)
+            self._watch()
+
+    def _watch(self) -> None:
+        """Look again whether what prefetches bring to readers is still on time."""
+        if self.blob is not None and self.blob.joined and self._overtaking is None:
+            self._overtaking = self._loop.call_later(SLACK_S, self._overtake)
+
+    def _overtake(self) -> None:
+        self._overtaking = None
+        if self.blob is not None:
+            self._launch(self.blob.overtake())
+            self._watch()
 
     def _launch(self, fetches: Iterable[Fetch]) -> None:
         """Bring what readers wait for."""
@@ -276,7 +293,9 @@ class OpenBlob:
             return
         began_s = self._loop.time()
         ending = Ending.FAILED
-        flight = Flight(self._cargo(fetch), self._crew, self)
+        flight, forecast = Flight(self._cargo(fetch), self._crew, self), self._forecast
+        assert forecast is not None
+        forecast.begun(fetch.number, flight, priority)
         try:
             answer = await flight.fly(self.origin.source, priority, deadline_s)
             self._tally.requests += answer.requests
@@ -296,6 +315,7 @@ class OpenBlob:
                 ending = Ending.AWAY
             raise
         finally:
+            forecast.ended(fetch.number, flight, priority)
             self._end(fetch, ending)
 
     async def _hop_and_wait(self, fetch: Fetch, source: LocalSource) -> None:

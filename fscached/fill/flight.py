@@ -120,7 +120,13 @@ class Flight:
         self._idle: asyncio.Future[None] | None = None
         self._error: Exception | None = None
         self._view = memoryview(b"")
-        self._asked_s = 0.0
+        self.asked_s = 0.0
+        """On the monotonic clock; 0.0: not yet."""
+
+    @property
+    def remote_start(self) -> int:
+        """Where in the blob file it begins."""
+        return self._start
 
     @property
     def brought_bytes(self) -> int:
@@ -145,7 +151,7 @@ class Flight:
         self, memory: mmap.mmap, source: Source, priority: Priority, deadline_s: float
     ) -> Answer:
         self._view = memoryview(memory)
-        self._asked_s = monotonic()
+        self.asked_s = monotonic()
         try:
             answer = await source.read(
                 self._cargo.blob_id, self._start, self._end, priority, self._feed, deadline_s
@@ -160,7 +166,7 @@ class Flight:
         if self._error is not None:
             raise self._error  # what cannot be written need not come
         if not self._filled:
-            self.first_byte_s = monotonic() - self._asked_s
+            self.first_byte_s = monotonic() - self.asked_s
         filled = self._filled + len(memory)
         self._view[self._filled : filled] = memory
         self._filled = filled
@@ -189,7 +195,7 @@ class Flight:
             start, end = self._cargo.remote_of(run)
             staged = self._view[start - self._start : end - self._start]
             tickets = self._tower.completing(run)
-            times = self._asked_s, monotonic()
+            times = self.asked_s, monotonic()
             task = partial(_land, self._cargo, self._tower, run, tickets, staged, *times)
             self._crew.start(task, self._worked, urgent=bool(tickets))
             self._working += 1

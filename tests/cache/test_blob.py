@@ -60,9 +60,10 @@ def blob(
     window_pages: int = 4,
     limit_pages: int = 32,
     outage_limit_s: float | None = None,
+    slow: bool = True,
 ) -> Blob:
     planner = Planner(window_pages * PAGE, limit_pages * PAGE)
-    return Blob(Layout(pages), planner, 30.0, 1.0, outage_limit_s)
+    return Blob(Layout(pages), planner, 30.0, 1.0, outage_limit_s, lambda number, index: slow)
 
 
 def fly(target: Blob, fetch: Fetch) -> list[int]:
@@ -151,7 +152,7 @@ def test_wants_join_fetches_in_flight():
     assert sorted(fly(target, fetches[0])) == list(range(64))
 
 
-def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
+def test_demand_overtakes_a_slow_prefetch_and_the_first_to_arrive_is_used():
     """A chunk that is being prefetched is demanded anew; whichever comes second is not used."""
     target = blob([1] * 8)
     slow = target.prefetch(0, END, 8 * PAGE)
@@ -163,6 +164,63 @@ def test_demand_overtakes_a_prefetch_and_the_first_to_arrive_is_used():
     assert target.landed(Run(3, 4)) == [1]
     assert target.lost(slow, 0.0) == ([], ())
     assert target.state(0) == State.ABSENT and target.state(3) == State.RESIDENT
+
+
+def joining(pages: list[int]) -> tuple[Blob, Fetch, set[int]]:
+    """A blob that is being prefetched, the prefetch, and what it is slow to bring: nothing yet."""
+    slow: set[int] = set()
+    planner = Planner(4 * PAGE, 32 * PAGE)
+    target = Blob(Layout(pages), planner, 30.0, 1.0, None, lambda number, index: index in slow)
+    prefetch = target.prefetch(0, END, 4 * PAGE)
+    assert prefetch is not None
+    return target, prefetch, slow
+
+
+def test_demand_joins_a_prefetch_that_is_as_quick_as_its_own_fetch_would_be():
+    """No byte comes twice, and the reader wakes at its own chunk."""
+    target, prefetch, _ = joining([1] * 8)
+    assert target.want(1, 2 * PAGE, 3 * PAGE, 0.0) == (False, False, ())
+    assert target.joined and target.overtake() == ()
+    assert target.arrived(prefetch, 2)
+    assert target.overtake() == ()
+    assert target.landed(Run(2, 3)) == [1]
+    assert not target.joined
+
+
+def test_a_joined_prefetch_that_becomes_slow_is_overtaken():
+    """Only what is waited for comes twice."""
+    target, prefetch, slow = joining([1] * 8)
+    target.want(1, 2 * PAGE, 3 * PAGE, 0.0)
+    slow.add(2)
+    (quick,) = target.overtake()
+    assert (quick.first, quick.end) == (2, 3)
+    assert target.overtake() == () and not target.joined
+    assert fly(target, quick) == [1]
+    assert not target.arrived(prefetch, 2)
+
+
+@pytest.mark.parametrize("ending", Ending)
+def test_a_joined_prefetch_that_ends_is_no_verdict(ending):
+    """Whoever joined it asks for the first time now, and fails or not by that."""
+    target, prefetch, _ = joining([1] * 8)
+    target.want(1, 2 * PAGE, 3 * PAGE, 0.0)
+    assert target.lost(prefetch, 5.0, ending) == ([], (Fetch(2, 2, 6),))
+    assert not target.joined
+    assert target.lost(Fetch(2, 2, 6), 6.0) == ([1], ())
+
+
+def test_a_window_ahead_leaves_what_is_prefetched_alone():
+    """Nobody waits for it yet."""
+    target = blob([1] * 16, window_pages=2)
+    (first,) = target.want(1, 0, PAGE, 0.0).fetches
+    assert target.prefetch(4 * PAGE, END, 4 * PAGE) is not None
+    fly(target, first)
+    (second,) = target.want(2, 2 * PAGE, 3 * PAGE, 0.0).fetches
+    assert (second.first, second.end) == (2, 4)
+    assert target.arrived(second, 2) and target.arrived(second, 3)
+    target.landed(Run(2, 4))
+    assert target.ahead(Run(2, 4)) == ()
+    assert target.state(4) == State.PREFETCHING
 
 
 def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
@@ -385,7 +443,10 @@ class Interleavings(RuleBasedStateMachine):
         self.layout = Layout(pages, holes)
         self.planner = Planner(4 * PAGE, 8 * PAGE)
         self.planner.gap_bytes = gap_pages * PAGE
-        self.target = Blob(self.layout, self.planner, 30.0, 1.0, outage_limit_s)
+        self.slow = False
+        self.target = Blob(
+            self.layout, self.planner, 30.0, 1.0, outage_limit_s, lambda number, index: self.slow
+        )
         self.now = 0.0
         self.next_ticket = 0
         self.open: set[int] = set()
@@ -462,6 +523,12 @@ class Interleavings(RuleBasedStateMachine):
         assert bool(fetches) or not self.target.stranded
         self._take_off(fetches)
         assert scout or not self.target.stranded
+
+    @rule(slow=st.booleans())
+    def overtake(self, slow):
+        self.slow = slow
+        self._take_off(self.target.overtake())
+        assert not (slow and self.target.joined and not self.arrived)
 
     @rule(seconds=st.floats(0, 40))
     def pass_time(self, seconds):

@@ -306,6 +306,30 @@ async def test_prefetch_brings_what_nobody_asked_for(scene):
         assert blob.blob.complete
 
 
+async def test_a_reader_joins_a_prefetch_that_is_on_its_way(scene):
+    """What it waits for comes once; when the prefetch stalls, its own chunk comes by itself."""
+    async with opened(scene([65536] * 16, Compressor.NONE)) as here:
+        (blob,) = here.objects.blobs("domain").values()
+        here.kernel.settle(KEY)
+        await blob.learn()
+        fetch = blob.take(0, 1 << 40, 4 * MIB)
+        assert fetch is not None
+        prefetch = asyncio.create_task(blob.prefetch(fetch, 60.0))
+        await until(lambda: here.source.given_bytes >= 65536)
+        here.source.gate.clear()
+        joined = asyncio.create_task(here.kernel.read(KEY, 14 * 65536, 15 * 65536))
+        await until(lambda: blob.waiting)
+        assert len(here.source.asked) == 1
+        await until(lambda: len(here.source.asked) == 2)
+        assert here.source.asked[1] == (14 * 65536, 15 * 65536, Priority.DEMAND)
+        here.source.gate.set()
+        assert await joined == here.remote.content[14 * 65536 :][:65536]
+        await prefetch
+        await settled(here.objects)
+        assert here.kernel.content(KEY) == here.remote.content
+        assert here.kernel.rewritten_bytes == 0
+
+
 async def test_a_reader_overtakes_a_prefetch_that_stands_still(scene):
     """It is served by a fetch of its own chunk, which is all that comes twice."""
     async with opened(scene([65536] * 8, Compressor.NONE)) as here:
