@@ -25,6 +25,8 @@ THIRD = "/mnt/third"
 DEBIAN_PORT = 5001
 DEBIAN_STORAGE = "/var/lib/debian-registry"
 READERS = 64
+OVERTAKEN = 1.05
+"""How often an origin may send a byte, on average, where readers meet prefetches."""
 LISTING_TIMEOUT_S = 300.0
 CROWD, MAPPED, SCATTERED = LONE[:3]
 STATE = f"{disk.CACHE_MOUNT}/state"
@@ -37,6 +39,7 @@ class Passes:
     expected: str
     cold: str
     again: dict[str, str]
+    prefetched: bool
     cold_reads: int
     hit_reads: int
     discrepancies: dict[str, tuple[int, int]]
@@ -109,7 +112,8 @@ def passes(guest: Guest) -> Passes:
     node.end()
     registry.stop()
     expected = listing.dump(str(content.content().tree))
-    return Passes(expected, cold, again, cold_reads, hit_reads, discrepancies, sent)
+    counts = cold_reads, hit_reads, discrepancies, sent
+    return Passes(expected, cold, again, asks_about_holes, *counts)
 
 
 def digests(guest: Guest, directory: str) -> dict[str, str]:
@@ -146,10 +150,12 @@ def test_counts_are_those_of_kernel_and_origin(passes: Passes) -> None:
 
 
 def test_no_blob_costs_more_than_its_size(passes: Passes, debian: image.Origin) -> None:
-    """The origin sent each byte of a blob at most once."""
+    """The origin sent each byte of a blob once; where prefetch was at work, in few cases twice: a
+    reader overtook one that had become slow."""
     sizes = debian.layer_bytes(image.NAME)
-    assert [blob for blob, sent in passes.sent.items() if sent > sizes[blob]] == []
-    assert len(passes.sent) == 3
+    times = {blob: sent / sizes[blob] for blob, sent in passes.sent.items()}
+    assert len(times) == 3
+    assert max(times.values()) <= (OVERTAKEN if passes.prefetched else 1.0), times
 
 
 def test_crowd_on_one_cold_file(node: Node, images: Small) -> None:

@@ -7,7 +7,7 @@ arrive for a chunk somebody else has brought meanwhile are simply not used.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -28,7 +28,7 @@ class State(enum.IntEnum):
 
 TRANSITIONS: dict[int, frozenset[State]] = {
     State.ABSENT: frozenset({State.PREFETCHING, State.DEMANDED, State.RESIDENT}),
-    # A demand fetch overtakes a slow prefetch: it may bring the chunk twice rather than wait.
+    # A demand fetch takes over from a slow prefetch, which is stopped: see Prefetches.
     State.PREFETCHING: frozenset({State.ABSENT, State.DEMANDED, State.ARRIVED}),
     State.DEMANDED: frozenset({State.ABSENT, State.ARRIVED}),
     # Bytes that fail their digest, or cannot be written, are as if they had never come.
@@ -48,6 +48,18 @@ class Chunks(Protocol):
     def remote_offset(self, index: int) -> int: ...
     def remote_size(self, index: int) -> int: ...
     def overlapping(self, start: int, end: int) -> range: ...
+
+
+class Prefetches(Protocol):
+    """What is asked of the prefetches under way, by the numbers of their fetches."""
+
+    def slow(self, number: int, index: int) -> bool:
+        """Whether a fetch made now would bring the chunk sooner."""
+        ...
+
+    def stop(self, number: int) -> None:
+        """Bring nothing more: what had not arrived is others' now."""
+        ...
 
 
 class Run(NamedTuple):
@@ -114,13 +126,12 @@ class Blob:
         deadline_s: float,
         refusal_s: float,
         outage_limit_s: float | None = None,
-        slow: Callable[[int, int], bool] = lambda number, index: True,
+        prefetches: Prefetches | None = None,
     ) -> None:
-        """The times are those of Deadlines. `slow` says of a prefetch's number and one of its
-        chunks whether a fetch made now would bring the chunk sooner."""
+        """The times are those of Deadlines."""
         self.chunks = chunks
         self._planner = planner
-        self._slow = slow
+        self._prefetches = prefetches
         self._deadlines = Deadlines(deadline_s, refusal_s, outage_limit_s)
         self._states = bytearray(chunks.count)
         self._residents = 0
@@ -177,14 +188,10 @@ class Blob:
         if self._deadlines.refuses(missing, now_s):
             return REFUSE
         want = Want(ticket, len(missing))
-        fetches = []
         for index in missing:
             self._wants.setdefault(index, []).append(want)
             self._deadlines.begin(index, now_s)
-            if self._prefetched(index):
-                self._joined.add(index)
-            elif self._fetchable(index):
-                fetches.append(self._demand(self._planner.miss(index)))
+        fetches = [*self._bring(missing)]
         if not fetches:
             fetches += self._continue(self._planner.seen(missing[-1]))
         return Verdict(False, False, tuple(fetches))
@@ -245,8 +252,7 @@ class Blob:
     def overtake(self) -> tuple[Fetch, ...]:
         """Fetch what readers wait for and prefetches have become slow to bring."""
         self._joined.intersection_update(self._wants)
-        slow = [i for i in self._joined if self._fetchable(i) and not self._prefetched(i)]
-        return self._anew(slow)
+        return tuple(self._bring(list(self._joined)))
 
     def ahead(self, run: Run) -> tuple[Fetch, ...]:
         """Chunks have landed: what to fetch next for a reader that reads on."""
@@ -321,13 +327,38 @@ class Blob:
         return self._states[index] == State.ARRIVED
 
     def _anew(self, indexes: Iterable[int]) -> tuple[Fetch, ...]:
-        """Fetches of such of these as are still waited for and not on their way; one may bring
-        several of them."""
-        return tuple(
-            self._demand(self._planner.miss(index))
-            for index in indexes
-            if index in self._wants and self._fetchable(index)
-        )
+        """Fetches of such of these as are still waited for."""
+        return tuple(self._bring(index for index in indexes if index in self._wants))
+
+    def _bring(self, indexes: Iterable[int]) -> Iterator[Fetch]:
+        """Fetches of such of these as are not on their way, or on that of a slow prefetch; one may
+        bring several of them."""
+        for index in indexes:
+            left: list[int] = []
+            if self._states[index] == State.PREFETCHING:
+                number = self._owners[index]
+                if self._prefetches and not self._prefetches.slow(number, index):
+                    self._joined.add(index)
+                    continue
+                left = self._stop(number, index)
+            if self._states[index] == State.ABSENT:
+                yield self._window(self._planner.miss(index))
+            yield from self._bring(left)
+
+    def _stop(self, number: int, index: int) -> list[int]:
+        """End the prefetch that brings a chunk. Those of its chunks that others wait for."""
+        first = end = index
+        while first and self._brings(number, first - 1):
+            first -= 1
+        while end < self.chunks.count and self._brings(number, end):
+            end += 1
+        self._abandon(range(first, end))
+        if self._prefetches:
+            self._prefetches.stop(number)
+        return [i for i in range(first, end) if i in self._wants]
+
+    def _brings(self, number: int, index: int) -> bool:
+        return self._states[index] == State.PREFETCHING and self._owners[index] == number
 
     def _refuse(self, indexes: Iterable[int], now_s: float) -> list[int]:
         tickets: dict[int, None] = {}
@@ -352,32 +383,15 @@ class Blob:
             at = self.chunks.padded_end(index)
         return at >= end
 
-    def _fetchable(self, index: int) -> bool:
-        return self._states[index] in (State.ABSENT, State.PREFETCHING)
-
-    def _prefetched(self, index: int) -> bool:
-        """Whether a prefetch brings a chunk, and no fetch would bring it sooner."""
-        return self._states[index] == State.PREFETCHING and not self._slow(
-            self._owners[index], index
-        )
-
     def _continue(self, stream: Stream | None) -> tuple[Fetch, ...]:
         """The window, if there is anything to fetch of it. What is on its way is not: nobody waits
         for it yet."""
-        if stream is None:
-            return ()
-        fetch = self._fetch(stream.first, stream.window_bytes, State.DEMANDED)
-        self._planner.fetched(stream, fetch.end)
-        return (fetch,) if fetch.end > fetch.first else ()
+        fetch = self._window(stream) if stream is not None else None
+        return (fetch,) if fetch is not None and fetch.end > fetch.first else ()
 
-    def _demand(self, stream: Stream) -> Fetch:
-        """The window from its first chunk on, now demanded. Only the wanted chunk overtakes a
-        prefetch: what follows it is left to whoever is bringing it."""
-        first = stream.first
-        if self._states[first] == State.PREFETCHING:
-            fetch = self._own(Run(first, first + 1), State.DEMANDED)
-        else:
-            fetch = self._fetch(first, stream.window_bytes, State.DEMANDED)
+    def _window(self, stream: Stream) -> Fetch:
+        """The window from its first chunk on, as far as it is absent; demanded now."""
+        fetch = self._fetch(stream.first, stream.window_bytes, State.DEMANDED)
         self._planner.fetched(stream, fetch.end)
         return fetch
 

@@ -87,6 +87,15 @@ class Stage(enum.Enum):
     CLOSED = "closed"
 
 
+class Brought(enum.Enum):
+    """What became of a prefetch. WRONG: bytes of it were not what they should be. OVERTAKEN: it was
+    slow, and what a reader waited for is fetched without it."""
+
+    ALL = "all"
+    WRONG = "wrong"
+    OVERTAKEN = "overtaken"
+
+
 class OpenBlob:
     """The event loop's half of one open data blob. Every ticket is answered exactly once."""
 
@@ -160,14 +169,26 @@ class OpenBlob:
         start, end = self._cargo(fetch).remote
         return end - start
 
-    async def prefetch(self, fetch: Fetch, deadline_s: float) -> None:
+    async def prefetch(self, fetch: Fetch, deadline_s: float) -> Brought:
         """Bring what was taken. Raises SourceError, NotReady and OSError as a flight does."""
         self._tally.prefetches += 1
-        await self._fly(fetch, Priority.PREFETCH, deadline_s)
+        if self._local is not None:
+            await self._hop_and_wait(fetch, self._local)
+            return self._brought(fetch)
+        assert self._forecast is not None
+        flight = Flight(self._cargo(fetch), self._crew, self)
+        task = self._loop.create_task(self._fly(fetch, flight, Priority.PREFETCH, deadline_s))
+        self._forecast.prefetch(fetch.number, flight, task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if flight.stopped and task.cancelled():
+                return Brought.OVERTAKEN
+            raise
 
-    def suspected(self, fetch: Fetch) -> bool:
-        """Whether bytes of these chunks were not what they should be."""
-        return any(fetch.first <= index < fetch.end for index in self._tries)
+    def _brought(self, fetch: Fetch) -> Brought:
+        wrong = any(fetch.first <= index < fetch.end for index in self._tries)
+        return Brought.WRONG if wrong else Brought.ALL
 
     def closed(self) -> None:
         """The kernel closed the object: end everything; nobody waits any more."""
@@ -201,7 +222,7 @@ class OpenBlob:
         times = limits.deadline_s, limits.refusal_s, limits.outage_limit_s
         self._chunks = chunks
         self._forecast = Forecast(chunks)
-        self.blob = Blob(chunks, planner, *times, self._forecast.slow)
+        self.blob = Blob(chunks, planner, *times, self._forecast)
         self.blob.learn(extents)
         self._writer = Writer(chunks, self._write, limits.verify)
         self.stage = Stage.READY
@@ -271,14 +292,18 @@ class OpenBlob:
             self._tally.fetched_s = self._loop.time()
             if self.watcher is not None:
                 self.watcher.demanded(fetch)
-            if self._local is not None:
-                self._hop(fetch, self._local, self._fetched)
-            else:
-                self._spawn(self._demand(fetch))
+            self._bring(fetch)
+
+    def _bring(self, fetch: Fetch) -> None:
+        if self._local is not None:
+            self._hop(fetch, self._local, self._fetched)
+        else:
+            self._spawn(self._demand(fetch))
 
     async def _demand(self, fetch: Fetch) -> None:
+        flight = Flight(self._cargo(fetch), self._crew, self)
         try:
-            await self._fly(fetch, Priority.DEMAND, self._limits.deadline_s)
+            await self._fly(fetch, flight, Priority.DEMAND, self._limits.deadline_s)
         except (SourceError, OSError, NotReady) as error:
             self._fetched(error)
 
@@ -286,16 +311,13 @@ class OpenBlob:
         if error is not None:
             log.error("blob %s: a fetch failed: %s", self.origin.blob_id[:12], error)
 
-    async def _fly(self, fetch: Fetch, priority: Priority, deadline_s: float) -> None:
-        """Bring chunks from wherever they are. Raises SourceError, OSError, NotReady."""
-        if self._local is not None:
-            await self._hop_and_wait(fetch, self._local)
-            return
+    async def _fly(
+        self, fetch: Fetch, flight: Flight, priority: Priority, deadline_s: float
+    ) -> Brought:
+        """Bring chunks from a remote source. Raises SourceError, OSError, NotReady."""
+        assert self._forecast is not None
         began_s = self._loop.time()
         ending = Ending.FAILED
-        flight, forecast = Flight(self._cargo(fetch), self._crew, self), self._forecast
-        assert forecast is not None
-        forecast.begun(fetch.number, flight, priority)
         try:
             answer = await flight.fly(self.origin.source, priority, deadline_s)
             self._tally.requests += answer.requests
@@ -305,6 +327,7 @@ class OpenBlob:
             if priority is Priority.DEMAND and self.blob is not None:
                 self.blob.paced(fetch, flight.first_byte_s, answer.seconds)
             ending = Ending.DONE
+            return self._brought(fetch)
         except SourceError as error:
             self._tally.source_errors += 1
             self._tally.sources[self.origin.source.name].failures += 1
@@ -315,7 +338,7 @@ class OpenBlob:
                 ending = Ending.AWAY
             raise
         finally:
-            forecast.ended(fetch.number, flight, priority)
+            self._forecast.ended(fetch.number, flight, priority)
             self._end(fetch, ending)
 
     async def _hop_and_wait(self, fetch: Fetch, source: LocalSource) -> None:
@@ -409,7 +432,7 @@ class OpenBlob:
         start, end = self._remote(index)
         elsewhere = self.origin.source.distrust(self.origin.blob_id, start, end)
         if elsewhere or tries <= CHUNK_TRIES:
-            self._spawn(self._demand(self.blob.again(index)))
+            self._bring(self.blob.again(index))
         else:
             self._tries.pop(index)
             self._replies.fail(self.blob.give_up(index, self._loop.time()))

@@ -122,6 +122,8 @@ class Flight:
         self._view = memoryview(b"")
         self.asked_s = 0.0
         """On the monotonic clock; 0.0: not yet."""
+        self.stopped = False
+        """Whether readers do without it: what has not arrived is not to come."""
 
     @property
     def remote_start(self) -> int:

@@ -1,10 +1,15 @@
-"""Whether a prefetch brings a chunk sooner than a fetch made now would, judged by their paces."""
+"""Whether a prefetch brings a chunk sooner than a fetch made now would, judged by their paces.
+
+One that does not is stopped: the reader's own fetch takes over what has not arrived. So no more
+comes twice than what of a chunk was on the link.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from math import inf
 from time import monotonic
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from fscached.fill.flight import Flight
 from fscached.source import Priority
@@ -27,18 +32,17 @@ class Pace(NamedTuple):
 
 
 class Forecast:
-    """Of one blob's flights."""
+    """Of one blob's flights (`fscached.cache.blob.Prefetches`)."""
 
     def __init__(self, chunks: ChunkMap) -> None:
         self._chunks = chunks
         self._usual: Pace | None = None
         """The last demand flight's; before there was one, the last prefetch's."""
-        self._prefetches: dict[int, Flight] = {}
+        self._prefetches: dict[int, tuple[Flight, asyncio.Task[Any]]] = {}
 
-    def begun(self, number: int, flight: Flight, priority: Priority) -> None:
-        """A flight with the fetch of this number sets out."""
-        if priority is Priority.PREFETCH:
-            self._prefetches[number] = flight
+    def prefetch(self, number: int, flight: Flight, task: asyncio.Task[Any]) -> None:
+        """The task flies the fetch of this number, and ends when it is cancelled."""
+        self._prefetches[number] = flight, task
 
     def ended(self, number: int, flight: Flight, priority: Priority) -> None:
         """It is over."""
@@ -49,12 +53,21 @@ class Forecast:
     def slow(self, number: int, index: int) -> bool:
         """Whether a fetch made now would bring the chunk sooner than the prefetch of this number,
         which has it on board. Nothing is known of one that never left: a fetch will."""
-        flight = self._prefetches.get(number)
-        if flight is None or (usual := self._usual or _pace(flight)) is None:
+        if number not in self._prefetches:
+            return True
+        flight, _ = self._prefetches[number]
+        if (usual := self._usual or _pace(flight)) is None:
             return True
         chunk = self._chunks[index]
         own_s = usual.seconds(chunk.remote_end - self._chunks.remote_offset(index))
         return _left_s(flight, chunk.remote_end, usual) > own_s + SLACK_S
+
+    def stop(self, number: int) -> None:
+        """End a prefetch, if it has left."""
+        if number in self._prefetches:
+            flight, task = self._prefetches.pop(number)
+            flight.stopped = True
+            task.cancel()
 
 
 def _pace(flight: Flight) -> Pace | None:

@@ -15,7 +15,7 @@ from typing import Final
 
 from fscached.cache.blob import Fetch
 from fscached.config import Prefetch
-from fscached.fill.blob import OpenBlob, Stage
+from fscached.fill.blob import Brought, OpenBlob, Stage
 from fscached.prefetch.budget import Budget
 from fscached.prefetch.clock import Clock
 from fscached.prefetch.job import Job, Report, Taken, listed
@@ -230,13 +230,16 @@ class Service:
             opened.watcher.prefetched(fetch)
         job.requests += 1
         try:
-            await opened.prefetch(fetch, self._means.deadline_s)
+            brought = await opened.prefetch(fetch, self._means.deadline_s)
         except (SourceError, OSError, NotReady) as error:
             if opened.stage is Stage.READY:
                 self._failed(job, taken, error)
             return
+        if brought is Brought.OVERTAKEN:
+            job.agenda.again(range)
+            return
         self._emptied()
-        if opened.suspected(fetch):
+        if brought is Brought.WRONG:
             wrong = "bytes are not what the image says they are: see the errors before this"
             job.failed(wrong, self._clock.now())
             return

@@ -60,10 +60,9 @@ def blob(
     window_pages: int = 4,
     limit_pages: int = 32,
     outage_limit_s: float | None = None,
-    slow: bool = True,
 ) -> Blob:
     planner = Planner(window_pages * PAGE, limit_pages * PAGE)
-    return Blob(Layout(pages), planner, 30.0, 1.0, outage_limit_s, lambda number, index: slow)
+    return Blob(Layout(pages), planner, 30.0, 1.0, outage_limit_s)
 
 
 def fly(target: Blob, fetch: Fetch) -> list[int]:
@@ -152,57 +151,85 @@ def test_wants_join_fetches_in_flight():
     assert sorted(fly(target, fetches[0])) == list(range(64))
 
 
-def test_demand_overtakes_a_slow_prefetch_and_the_first_to_arrive_is_used():
-    """A chunk that is being prefetched is demanded anew; whichever comes second is not used."""
-    target = blob([1] * 8)
-    slow = target.prefetch(0, END, 8 * PAGE)
-    assert slow is not None and (slow.first, slow.end) == (0, 8)
-    (quick,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
-    assert (quick.first, quick.end) == (3, 4)
-    assert target.arrived(quick, 3)
-    assert not target.arrived(slow, 3)
-    assert target.landed(Run(3, 4)) == [1]
-    assert target.lost(slow, 0.0) == ([], ())
-    assert target.state(0) == State.ABSENT and target.state(3) == State.RESIDENT
+class Prefetches:
+    """Prefetches that are slow to bring the chunks in `late`."""
+
+    def __init__(self) -> None:
+        self.late: set[int] = set()
+        self.stopped: list[int] = []
+
+    def slow(self, number: int, index: int) -> bool:
+        assert number not in self.stopped
+        return index in self.late
+
+    def stop(self, number: int) -> None:
+        self.stopped.append(number)
 
 
-def joining(pages: list[int]) -> tuple[Blob, Fetch, set[int]]:
-    """A blob that is being prefetched, the prefetch, and what it is slow to bring: nothing yet."""
-    slow: set[int] = set()
+def prefetching(pages: list[int]) -> tuple[Blob, Fetch, Prefetches]:
+    """A blob, the prefetch of its first eight pages, and what becomes of that."""
+    prefetches = Prefetches()
     planner = Planner(4 * PAGE, 32 * PAGE)
-    target = Blob(Layout(pages), planner, 30.0, 1.0, None, lambda number, index: index in slow)
-    prefetch = target.prefetch(0, END, 4 * PAGE)
-    assert prefetch is not None
-    return target, prefetch, slow
+    target = Blob(Layout(pages), planner, 30.0, 1.0, None, prefetches)
+    prefetch = target.prefetch(0, END, 8 * PAGE)
+    assert prefetch is not None and (prefetch.first, prefetch.end) == (0, 8)
+    return target, prefetch, prefetches
+
+
+def test_demand_takes_over_from_a_slow_prefetch():
+    """What of it has arrived lands, the rest is a window of the reader's and others' to bring."""
+    target, slow, prefetches = prefetching([1] * 8)
+    prefetches.late = {3}
+    assert target.arrived(slow, 0)
+    (quick,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
+    assert (quick.first, quick.end) == (3, 7)
+    assert prefetches.stopped == [slow.number]
+    assert not target.arrived(slow, 1)
+    assert target.landed(Run(0, 1)) == []
+    assert fly(target, quick) == [1]
+    assert target.lost(slow, 0.0) == ([], ())
+    states = [target.state(index) for index in range(8)]
+    assert states == [State.RESIDENT, *[State.ABSENT] * 2, *[State.RESIDENT] * 4, State.ABSENT]
+
+
+def test_bytes_that_come_from_a_prefetch_that_was_stopped_are_used_if_they_are_first():
+    """Whichever comes second is not."""
+    target, slow, prefetches = prefetching([1] * 8)
+    prefetches.late = {3}
+    (quick,) = target.want(1, 3 * PAGE, 4 * PAGE, 0.0).fetches
+    assert target.arrived(slow, 3)
+    assert not target.arrived(quick, 3)
+    assert target.landed(Run(3, 4)) == [1]
 
 
 def test_demand_joins_a_prefetch_that_is_as_quick_as_its_own_fetch_would_be():
     """No byte comes twice, and the reader wakes at its own chunk."""
-    target, prefetch, _ = joining([1] * 8)
+    target, prefetch, prefetches = prefetching([1] * 8)
     assert target.want(1, 2 * PAGE, 3 * PAGE, 0.0) == (False, False, ())
     assert target.joined and target.overtake() == ()
     assert target.arrived(prefetch, 2)
     assert target.overtake() == ()
     assert target.landed(Run(2, 3)) == [1]
-    assert not target.joined
+    assert not target.joined and not prefetches.stopped
 
 
-def test_a_joined_prefetch_that_becomes_slow_is_overtaken():
-    """Only what is waited for comes twice."""
-    target, prefetch, slow = joining([1] * 8)
-    target.want(1, 2 * PAGE, 3 * PAGE, 0.0)
-    slow.add(2)
-    (quick,) = target.overtake()
-    assert (quick.first, quick.end) == (2, 3)
+def test_a_joined_prefetch_that_becomes_slow_is_stopped_for_all_who_wait():
+    """Each of them gets a window, unless another's brings what it wants."""
+    target, prefetch, prefetches = prefetching([1] * 16)
+    for ticket, index in enumerate((1, 3, 6)):
+        assert target.want(ticket, index * PAGE, (index + 1) * PAGE, 0.0).fetches == ()
+    prefetches.late = {3}
+    fetches = target.overtake()
+    assert sorted((fetch.first, fetch.end) for fetch in fetches) == [(1, 3), (3, 7)]
     assert target.overtake() == () and not target.joined
-    assert fly(target, quick) == [1]
-    assert not target.arrived(prefetch, 2)
+    assert sorted(ticket for fetch in fetches for ticket in fly(target, fetch)) == [0, 1, 2]
+    assert prefetches.stopped == [prefetch.number]
 
 
 @pytest.mark.parametrize("ending", Ending)
 def test_a_joined_prefetch_that_ends_is_no_verdict(ending):
     """Whoever joined it asks for the first time now, and fails or not by that."""
-    target, prefetch, _ = joining([1] * 8)
+    target, prefetch, _ = prefetching([1] * 8)
     target.want(1, 2 * PAGE, 3 * PAGE, 0.0)
     assert target.lost(prefetch, 5.0, ending) == ([], (Fetch(2, 2, 6),))
     assert not target.joined
@@ -221,15 +248,6 @@ def test_a_window_ahead_leaves_what_is_prefetched_alone():
     target.landed(Run(2, 4))
     assert target.ahead(Run(2, 4)) == ()
     assert target.state(4) == State.PREFETCHING
-
-
-def test_a_prefetch_that_ends_does_not_fail_a_demanded_chunk():
-    """Only the fetch that owns a chunk can lose it."""
-    target = blob([1] * 4)
-    slow = target.prefetch(0, END, 4 * PAGE)
-    (quick,) = target.want(1, 0, PAGE, 0.0).fetches
-    assert target.lost(slow, 0.0) == ([], ())
-    assert fly(target, quick) == [1]
 
 
 def test_what_readers_wait_for_is_not_prefetched():
@@ -443,10 +461,8 @@ class Interleavings(RuleBasedStateMachine):
         self.layout = Layout(pages, holes)
         self.planner = Planner(4 * PAGE, 8 * PAGE)
         self.planner.gap_bytes = gap_pages * PAGE
-        self.slow = False
-        self.target = Blob(
-            self.layout, self.planner, 30.0, 1.0, outage_limit_s, lambda number, index: self.slow
-        )
+        self.prefetches = Prefetches()
+        self.target = Blob(self.layout, self.planner, 30.0, 1.0, outage_limit_s, self.prefetches)
         self.now = 0.0
         self.next_ticket = 0
         self.open: set[int] = set()
@@ -524,11 +540,10 @@ class Interleavings(RuleBasedStateMachine):
         self._take_off(fetches)
         assert scout or not self.target.stranded
 
-    @rule(slow=st.booleans())
-    def overtake(self, slow):
-        self.slow = slow
+    @rule(late=st.sets(st.integers(0, 11)))
+    def overtake(self, late):
+        self.prefetches.late = late
         self._take_off(self.target.overtake())
-        assert not (slow and self.target.joined and not self.arrived)
 
     @rule(seconds=st.floats(0, 40))
     def pass_time(self, seconds):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,6 +26,7 @@ class Progress:
     brought_bytes: int
     first_byte_s: float = ROUND_TRIP_S
     remote_start: int = 0
+    stopped: bool = False
 
 
 class Case:
@@ -32,6 +34,7 @@ class Case:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.forecast = Forecast(Remote([CHUNK] * 16, Compressor.NONE).chunks)
+        self.task = Mock()
         self.now_s = 100.0
         monkeypatch.setattr(forecast, "monotonic", lambda: self.now_s)
 
@@ -42,7 +45,7 @@ class Case:
 
     def prefetch(self, ago_s: float, brought_bytes: int) -> Progress:
         flight = Progress(self.now_s - ago_s if ago_s else 0.0, brought_bytes)
-        self.forecast.begun(7, flight, Priority.PREFETCH)  # type: ignore[arg-type]
+        self.forecast.prefetch(7, flight, self.task)  # type: ignore[arg-type]
         return flight
 
     def slow(self) -> list[int]:
@@ -116,3 +119,13 @@ def test_a_window_that_brought_nothing_says_nothing(case):
     case.forecast.ended(2, Progress(case.now_s - 9, 0), Priority.DEMAND)  # type: ignore[arg-type]
     case.prefetch(ROUND_TRIP_S + 0.4, 4 * CHUNK)
     assert case.slow() == list(range(10, 16))
+
+
+def test_one_that_is_stopped_is_cancelled_once(case):
+    """From then on nothing is expected of it."""
+    case.demand_took(4)
+    flight = case.prefetch(ROUND_TRIP_S + 0.4, 4 * CHUNK)
+    case.forecast.stop(7)
+    case.forecast.stop(7)
+    assert flight.stopped and case.task.cancel.call_count == 1
+    assert case.slow() == list(range(16))

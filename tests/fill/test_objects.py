@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from fscached.fill.blob import Brought
 from fscached.source import Fault, Priority, SourceError
 from fscached.transport import ObjectId, ObjectKey, Ticket, Wanted
 from rafs_v6 import ImageError
@@ -307,7 +308,7 @@ async def test_prefetch_brings_what_nobody_asked_for(scene):
 
 
 async def test_a_reader_joins_a_prefetch_that_is_on_its_way(scene):
-    """What it waits for comes once; when the prefetch stalls, its own chunk comes by itself."""
+    """What it waits for comes once; when the prefetch stalls, what it wants comes by itself."""
     async with opened(scene([65536] * 16, Compressor.NONE)) as here:
         (blob,) = here.objects.blobs("domain").values()
         here.kernel.settle(KEY)
@@ -321,28 +322,28 @@ async def test_a_reader_joins_a_prefetch_that_is_on_its_way(scene):
         await until(lambda: blob.waiting)
         assert len(here.source.asked) == 1
         await until(lambda: len(here.source.asked) == 2)
-        assert here.source.asked[1] == (14 * 65536, 15 * 65536, Priority.DEMAND)
+        assert here.source.asked[1] == (14 * 65536, 16 * 65536, Priority.DEMAND)
         here.source.gate.set()
         assert await joined == here.remote.content[14 * 65536 :][:65536]
-        await prefetch
-        await settled(here.objects)
+        assert await prefetch is Brought.OVERTAKEN
+        while fetch := blob.take(0, 1 << 40, 4 * MIB):
+            assert await blob.prefetch(fetch, 60.0) is Brought.ALL
         assert here.kernel.content(KEY) == here.remote.content
         assert here.kernel.rewritten_bytes == 0
 
 
-async def test_a_reader_overtakes_a_prefetch_that_stands_still(scene):
-    """It is served by a fetch of its own chunk, which is all that comes twice."""
-    async with opened(scene([65536] * 8, Compressor.NONE)) as here:
+async def test_a_reader_takes_over_from_a_prefetch_that_stands_still(scene):
+    """It is served by a window of its own, and what nobody brought is there to be taken."""
+    async with opened(scene([65536] * 8, Compressor.NONE, window_bytes=131072)) as here:
         (blob,) = here.objects.blobs("domain").values()
         here.kernel.settle(KEY)
         await blob.learn()
-        read, moving = here.source.read, asyncio.Event()
+        read = here.source.read
 
         async def prefetch_stands_still(blob_id, start, end, priority, feed, deadline_s):
             if priority is Priority.PREFETCH:
                 here.source.asked.append((start, end, priority))
-                await moving.wait()
-                here.source.asked.pop(0)
+                await asyncio.Event().wait()
             return await read(blob_id, start, end, priority, feed, deadline_s)
 
         here.source.read = prefetch_stands_still  # type: ignore[method-assign]
@@ -350,13 +351,15 @@ async def test_a_reader_overtakes_a_prefetch_that_stands_still(scene):
         assert fetch is not None
         prefetch = asyncio.create_task(blob.prefetch(fetch, 60.0))
         await until(lambda: here.source.asked)
-        for index in (3, 3, 5):
+        for index in (3, 3, 6):
             at = index * 65536
             assert await here.kernel.read(KEY, at, at + 65536) == here.remote.content[at:][:65536]
-        demanded = [asked for asked in here.source.asked if asked[2] is Priority.DEMAND]
-        assert demanded == [(at * 65536, (at + 1) * 65536, Priority.DEMAND) for at in (3, 5)]
-        moving.set()
-        await prefetch
+        assert await prefetch is Brought.OVERTAKEN
         await settled(here.objects)
+        demanded = [asked[:2] for asked in here.source.asked if asked[2] is Priority.DEMAND]
+        assert demanded == [(at * 65536, (at + 2) * 65536) for at in (3, 6)]
+        here.source.read = read  # type: ignore[method-assign]
+        while fetch := blob.take(0, 1 << 40, 4 * MIB):
+            assert await blob.prefetch(fetch, 60.0) is Brought.ALL
         assert here.kernel.content(KEY) == here.remote.content
         assert here.kernel.rewritten_bytes == 0
