@@ -204,6 +204,7 @@ class Totals(msgspec.Struct, frozen=True):
     received_bytes: int = 0
     written_bytes: int = 0
     bad_chunks: int = 0
+    prefetches_stopped: int = 0
     source_errors: int = 0
 
 

@@ -37,6 +37,7 @@ _HELP: Final = {
     "received_bytes": "Bytes of their bodies.",
     "written_bytes": "Bytes written to cache files.",
     "bad_chunks": "Chunks whose digest was wrong; never written.",
+    "prefetches_stopped": "Prefetches that were slow to bring what a reader waited for.",
     "source_errors": "Transfers that failed after all their tries.",
 }
 

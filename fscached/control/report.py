@@ -80,6 +80,7 @@ class Report:
                 received_bytes=registries.received_bytes,
                 written_bytes=_sum(tallies.values(), "landed_bytes"),
                 bad_chunks=_sum(tallies.values(), "bad_chunks"),
+                prefetches_stopped=_sum(tallies.values(), "prefetches_stopped"),
                 source_errors=_sum(tallies.values(), "source_errors"),
             ),
             given={giver.value: registries.given[giver] for giver in Giver},

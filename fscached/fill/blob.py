@@ -183,6 +183,7 @@ class OpenBlob:
             return await task
         except asyncio.CancelledError:
             if flight.stopped and task.cancelled():
+                self._tally.prefetches_stopped += 1
                 return Brought.OVERTAKEN
             raise
 

@@ -81,6 +81,8 @@ class Tally:
     fetched_s: float | None = None
     """When something was fetched last because somebody read it, on the event loop's clock."""
     prefetches: int = 0
+    prefetches_stopped: int = 0
+    """Those that were slow to bring what a reader waited for."""
     landed_bytes: int = 0
     bad_chunks: int = 0
     requests: int = 0
