@@ -87,7 +87,7 @@ class Source(Table, frozen=True):
         int, Meta(ge=1, le=1024, description="Transfers at once for readers that wait.")
     ] = 16
     prefetch_connections: Annotated[
-        int, Meta(ge=1, le=1024, description="Transfers at once for prefetch.")
+        int, Meta(ge=1, le=1024, description="Transfers at once for prefetch; as many for a trace.")
     ] = 2
     retries: Annotated[
         int, Meta(ge=0, le=100, description="Further tries of one transfer, within its deadline.")

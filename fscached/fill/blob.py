@@ -169,7 +169,9 @@ class OpenBlob:
         start, end = self._cargo(fetch).remote
         return end - start
 
-    async def prefetch(self, fetch: Fetch, deadline_s: float) -> Brought:
+    async def prefetch(
+        self, fetch: Fetch, deadline_s: float, priority: Priority = Priority.PREFETCH
+    ) -> Brought:
         """Bring what was taken. Raises SourceError, NotReady and OSError as a flight does."""
         self._tally.prefetches += 1
         if self._local is not None:
@@ -177,7 +179,7 @@ class OpenBlob:
             return self._brought(fetch)
         assert self._forecast is not None
         flight = Flight(self._cargo(fetch), self._crew, self)
-        task = self._loop.create_task(self._fly(fetch, flight, Priority.PREFETCH, deadline_s))
+        task = self._loop.create_task(self._fly(fetch, flight, priority, deadline_s))
         self._forecast.prefetch(fetch.number, flight, task)
         try:
             return await task

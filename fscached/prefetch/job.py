@@ -20,6 +20,7 @@ from fscached.prefetch.phase import Phase
 from fscached.prefetch.policy import Agenda, Look, Range, Streams
 from fscached.prefetch.recording import Recording
 from fscached.prefetch.trace import Trace
+from fscached.source import Priority
 from fscached.store import Image
 from rafs_v6 import ImageError
 from rafs_v6.bootstrap import Bootstrap
@@ -176,7 +177,8 @@ class Job:
             return Phase.STOPPED, full
         if self.pause is not None:
             return Phase.PAUSED, self.pause.why
-        return (Phase.PAUSED, "readers come first") if held else (Phase.RUNNING, "")
+        gives_way = held and self.agenda.priority is Priority.PREFETCH
+        return (Phase.PAUSED, "readers come first") if gives_way else (Phase.RUNNING, "")
 
     def _left_bytes(self) -> int:
         """An upper bound where only some of the image is wanted."""
@@ -205,4 +207,4 @@ class Job:
             return Look.NOTHING
         chunks = opened.blob.chunks
         start, end = chunks.offset(fetch.first), chunks.padded_end(fetch.end - 1)
-        return Taken(opened, fetch, Range(range.blob_id, start, end))
+        return Taken(opened, fetch, range._replace(start=start, end=end))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from fscached.prefetch.trace import Trace
+from fscached.source import Priority
 
 T = TypeVar("T")
 
@@ -35,6 +36,7 @@ class Range(NamedTuple):
     blob_id: str
     start: int
     end: int
+    priority: Priority = Priority.PREFETCH
 
     @property
     def size_bytes(self) -> int:
@@ -52,21 +54,22 @@ def expected(trace: Trace, blob_ids: frozenset[str]) -> Iterator[Range]:
     """A trace's chunks, soonest first, each with what was fetched along with it."""
     for access in trace.expected():
         if access.blob_id in blob_ids:
-            yield Range(access.blob_id, access.start, max(access.end, access.reach))
+            priority = Priority.EXPECTED if trace.usual(access) else Priority.PREFETCH
+            yield Range(access.blob_id, access.start, max(access.end, access.reach), priority)
 
 
 def joined(ranges: Iterable[Range], window_bytes: int, gap_bytes: int = 0) -> Iterator[Range]:
     """The same bytes in fewer ranges. What lies within `window_bytes` of expected bytes is brought
     nearly at once anyway: there the order may be that of the blob, and ranges that are apart by
-    `gap_bytes` or less are one."""
+    `gap_bytes` or less are one, if their priority is one as well."""
     window: list[Range] = []
     size = 0
     for range in ranges:
-        window.append(range)
-        size += range.size_bytes
-        if size >= window_bytes:
+        if window and (size >= window_bytes or range.priority is not window[0].priority):
             yield from _melted(window, gap_bytes)
             window, size = [], 0
+        window.append(range)
+        size += range.size_bytes
     yield from _melted(window, gap_bytes)
 
 
@@ -149,6 +152,11 @@ class Agenda:
         """Of ranges that are not done with; some of it may be there."""
 
     @property
+    def priority(self) -> Priority:
+        """Of what comes next."""
+        return self._listed[0].priority if self._listed else Priority.PREFETCH
+
+    @property
     def whole(self) -> bool:
         """Whether all of the image is to come."""
         return bool(self._rest)
@@ -172,9 +180,13 @@ class Agenda:
         self.listed_bytes += range.size_bytes
 
     def next(self, take: Callable[[Range], T | Look]) -> T | Look:
-        """What `take` makes of the first range in which it finds something to do. Look.LATER: more
-        ranges are left to look at, in another turn. Look.NOTHING: there is nothing to do."""
+        """What `take` makes of the first range in which it finds something to do, all that it looks
+        at being of one priority. Look.LATER: more ranges are left to look at, in another turn.
+        Look.NOTHING: there is nothing to do."""
+        priority = self.priority
         for _ in range(_LOOKS_LIMIT):
+            if self.priority is not priority:
+                return Look.LATER
             if not self._listed:
                 return self._beyond(take)
             found = take(self._listed[0])

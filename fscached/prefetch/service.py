@@ -24,7 +24,7 @@ from fscached.prefetch.policy import Look, Range
 from fscached.prefetch.recording import Recording
 from fscached.prefetch.trace import Trace
 from fscached.prefetch.traces import Traces
-from fscached.source import SourceError
+from fscached.source import Priority, SourceError
 from fscached.store import Image
 from fscached.transport import NotReady, ObjectKey, OutOfSpace
 
@@ -61,7 +61,11 @@ class Service:
         self._traces = traces
         self._clock = clock
         self._budget = Budget(means.bandwidth_bytes_per_s)
-        self._slots = asyncio.Semaphore(means.concurrency)
+        self._slots = {
+            priority: asyncio.Semaphore(means.concurrency)
+            for priority in (Priority.EXPECTED, Priority.PREFETCH)
+        }
+        """What gives way to readers keeps its own while it does."""
         self._jobs: dict[ObjectKey, Job] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._endings: set[asyncio.Task[None]] = set()
@@ -210,8 +214,9 @@ class Service:
             job.workers -= 1
 
     async def _step(self, job: Job) -> Taken | Look:
-        async with self._slots:
-            if self._hindrance(job):
+        priority = job.agenda.priority
+        async with self._slots[priority]:
+            if self._hindrance(job) or job.agenda.priority is not priority:
                 return Look.LATER
             most = self._budget.range_bytes(job.budget.range_bytes(job.settings.range_bytes))
             found = job.next(most)
@@ -230,7 +235,7 @@ class Service:
             opened.watcher.prefetched(fetch)
         job.requests += 1
         try:
-            brought = await opened.prefetch(fetch, self._means.deadline_s)
+            brought = await opened.prefetch(fetch, self._means.deadline_s, range.priority)
         except (SourceError, OSError, NotReady) as error:
             if opened.stage is Stage.READY:
                 self._failed(job, taken, error)

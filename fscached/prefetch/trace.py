@@ -91,10 +91,11 @@ class Trace(NamedTuple):
         """What will be read, soonest first: what at least half of the runs have read that could
         have been the first to, then the rest. What only prefetch asked for is no evidence."""
         demanded = [access for access in self.accesses if access.demanded]
-        yield from (access for access in demanded if self._usual(access))
-        yield from (access for access in demanded if not self._usual(access))
+        yield from (access for access in demanded if self.usual(access))
+        yield from (access for access in demanded if not self.usual(access))
 
-    def _usual(self, access: Access) -> bool:
+    def usual(self, access: Access) -> bool:
+        """Whether at least half of the runs have read it that could have been the first to."""
         return access.demands * 2 >= self.runs - access.prefetches
 
 

@@ -14,10 +14,12 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Priority(enum.IntEnum):
-    """Demand is a reader that waits in the kernel; prefetch gives way to it."""
+    """Demand is a reader that waits in the kernel. What is expected will be demand in a moment, and
+    comes beside it; prefetch gives way to demand."""
 
     DEMAND = 0
-    PREFETCH = 1
+    EXPECTED = 1
+    PREFETCH = 2
 
 
 class Fault(enum.Enum):

@@ -42,6 +42,7 @@ DENIED_S: Final = 60.0
 # blob first, 3 this node's peer itself.
 _PRIORITY: Final = {
     Priority.DEMAND: {"X-Dragonfly-Priority": "6"},
+    Priority.EXPECTED: {"X-Dragonfly-Priority": "3"},
     Priority.PREFETCH: {"X-Dragonfly-Priority": "3"},
 }
 _DRAGONFLY: Final = {

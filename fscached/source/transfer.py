@@ -358,8 +358,9 @@ class Transfers:
     A transfer without a byte for `stall_timeout_s` (found up to a quarter later) has broken. As
     long as demand is under way, and for `prefetch_quiet_s` after, prefetch stands still, unless the
     link is known to be fast (`Link`): then it goes on beside demand, else constant demand would
-    leave it nothing. What it has under way on the link is what fills it (`Window`), all its
-    connections together from `prefetch_window_bytes` up to `prefetch_window_limit_bytes`.
+    leave it nothing. What is expected goes on beside demand on any link, on as many connections of
+    its own. What either has under way on the link is what fills it (`Window`), all its connections
+    together from `prefetch_window_bytes` up to `prefetch_window_limit_bytes`.
     """
 
     def __init__(
@@ -384,7 +385,9 @@ class Transfers:
         ]
         outlet = outlet or Outlet()
         self._demand = _Lane(demand_connections, options, outlet)
-        self._prefetch = _Lane(prefetch_connections, options, outlet, partial(Window, *limits))
+        window = partial(Window, *limits)
+        self._expected = _Lane(prefetch_connections, options, outlet, window)
+        self._prefetch = _Lane(prefetch_connections, options, outlet, window)
         self._stall_timeout_s = stall_timeout_s
         self._stall_timer: asyncio.TimerHandle | None = None
         self._quiet_s = prefetch_quiet_s
@@ -420,6 +423,9 @@ class Transfers:
                     return reply
             finally:
                 self._end_demand()
+        if request.priority is Priority.EXPECTED:
+            async with self._expected.slots:
+                return await self._run(self._expected, request, feed, traffic, accepted)
         async with self._prefetch.slots:
             while self._prefetch.held:
                 await self._quiet.wait()
@@ -438,8 +444,8 @@ class Transfers:
                 timer.cancel()
         self._prefetch.held = False
         self._quiet.set()
-        self._demand.close()
-        self._prefetch.close()
+        for lane in self._lanes:
+            lane.close()
 
     async def _run(
         self,
@@ -500,13 +506,17 @@ class Transfers:
         for transfer in list(self._live()):
             if not transfer.check_progress():
                 transfer.fail(Fault.NETWORK, f"no byte came for {self._stall_timeout_s:g} s")
-        if self._demand.running or self._prefetch.running:
+        if any(lane.running for lane in self._lanes):
             self._stall_timer = self._after(self._stall_timeout_s / _STALL_CHECKS, self._check)
 
     def _live(self) -> Iterator[_Transfer]:
-        yield from self._demand.running.values()
-        if not self._prefetch.held:
-            yield from self._prefetch.running.values()
+        for lane in self._lanes:
+            if not lane.held:
+                yield from lane.running.values()
+
+    @property
+    def _lanes(self) -> tuple[_Lane, ...]:
+        return self._demand, self._expected, self._prefetch
 
     def _after(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return self._loop.call_later(delay_s, call)

@@ -16,6 +16,7 @@ from fscached.prefetch.policy import (
     joined,
 )
 from fscached.prefetch.trace import Access, Trace
+from fscached.source import Priority
 
 CHUNK = 65536
 COUNT = 24
@@ -124,6 +125,25 @@ def test_many_ranges_do_not_hold_the_loop_up():
     assert looks == [Look.LATER, Look.LATER, Look.LATER, Look.NOTHING]
 
 
+def test_ranges_of_one_priority_are_not_joined_with_others():
+    """What is expected does not wait for readers; what else is listed does."""
+    expected = [
+        Range("a", chunk * CHUNK, (chunk + 1) * CHUNK, Priority.EXPECTED) for chunk in (1, 0)
+    ]
+    others = [Range("a", chunk * CHUNK, (chunk + 1) * CHUNK) for chunk in (3, 2)]
+    found = list(joined([*expected, *others], 8 * CHUNK, CHUNK))
+    assert found == [
+        Range("a", 0, 2 * CHUNK, Priority.EXPECTED),
+        Range("a", 2 * CHUNK, 4 * CHUNK),
+    ]
+    agenda, blobs = Agenda(found, None, ()), Blobs()
+    blobs.brought = [("a", 0), ("a", CHUNK)]
+    assert agenda.priority is Priority.EXPECTED
+    assert agenda.next(blobs.take) is Look.LATER
+    assert agenda.priority is Priority.PREFETCH
+    assert blobs.drain(agenda) == [("a", 2 * CHUNK), ("a", 3 * CHUNK)]
+
+
 def test_a_trace_names_what_came_along_too():
     """In the order of the trace, without blobs the image does not have."""
     trace = Trace(
@@ -137,7 +157,20 @@ def test_a_trace_names_what_came_along_too():
         ),
     )
     found = list(expected(trace, frozenset("ab")))
-    assert found == [Range("a", 0, 4 * CHUNK), Range("b", 0, CHUNK)]
+    assert found == [
+        Range("a", 0, 4 * CHUNK, Priority.EXPECTED),
+        Range("b", 0, CHUNK, Priority.EXPECTED),
+    ]
+
+
+def test_what_most_runs_do_not_read_gives_way_to_readers():
+    """It comes behind what is expected."""
+    seldom, usual = Access("a", 0, CHUNK, 0.1, demands=1), Access("b", 0, CHUNK, 0.2, demands=2)
+    trace = Trace("f", "host/app:1", 3, (seldom, usual))
+    assert list(expected(trace, frozenset("ab"))) == [
+        Range("b", 0, CHUNK, Priority.EXPECTED),
+        Range("a", 0, CHUNK, Priority.PREFETCH),
+    ]
 
 
 class TestStreams:

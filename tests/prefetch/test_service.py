@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from fscached.prefetch.phase import Phase
 from fscached.prefetch.trace import Access, Trace
 from fscached.source import Priority
-from fscached.transport import OutOfSpace
+from fscached.transport import ObjectKey, OutOfSpace
 from tests.fill.conftest import KEY, MIB, until
 from tests.prefetch.conftest import IMAGE, Make
 
@@ -55,7 +56,37 @@ async def test_what_a_trace_expects_comes_first(desk: Make):
     it.traces.adopt(Trace(IMAGE.cookie, "host/app:1", 1, accesses))
     await it.here.kernel.open(KEY)
     await it.complete()
-    assert offsets(it.here)[:5] == [40, 41, 10, 63, 0]
+    assert offsets(it.here, Priority.EXPECTED) == [40, 41, 10, 63]
+    assert offsets(it.here)[0] == 0
+    assert len(it.here.source.asked) == 64
+    await it.close()
+
+
+async def test_what_gives_way_to_readers_is_not_in_the_way_of_what_a_trace_expects(desk: Make):
+    """Another image's prefetch stands still in the middle of its requests; what is expected of
+    this one comes."""
+    it = desk([CHUNK] * 8, {"concurrency": 1}, policies=("trace", "whole"), range_bytes=CHUNK)
+    here, read = it.here, it.here.source.read
+    quiet = asyncio.Event()
+
+    async def beside_readers(blob_id, start, end, priority, *rest):
+        if priority is Priority.PREFETCH:
+            await quiet.wait()
+        return await read(blob_id, start, end, priority, *rest)
+
+    here.source.read = beside_readers  # type: ignore[method-assign]
+    access = Access(KEY.cookie, 5 * CHUNK, 6 * CHUNK, 0.0)
+    await here.kernel.open(KEY)
+    await until(lambda: it.report.requests == 1)
+    other = ObjectKey(KEY.volume, "e" * 64)
+    image = replace(it.image, fsid=other.cookie)
+    it.traces.adopt(Trace(image.identity, "", 1, (access,)))
+    [opened] = here.objects.blobs(KEY.volume).values()
+    it.service.begin(other, image, it.settings, KEY.cookie, opened)
+    await until(lambda: offsets(here, Priority.EXPECTED) == [5])
+    await until(lambda: here.kernel.resident_bytes(KEY) == CHUNK)
+    quiet.set()
+    await it.complete()
     await it.close()
 
 

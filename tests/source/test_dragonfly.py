@@ -137,7 +137,10 @@ async def lines(peer: Peer, priority: Priority = Priority.DEMAND, at: str = "") 
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize(("priority", "level"), [(Priority.DEMAND, "6"), (Priority.PREFETCH, "3")])
+@pytest.mark.parametrize(
+    ("priority", "level"),
+    [(Priority.DEMAND, "6"), (Priority.EXPECTED, "3"), (Priority.PREFETCH, "3")],
+)
 @pytest.mark.parametrize(
     ("base", "more"),
     [("http://127.0.0.1:4001", {}), ("http://10.0.0.1:4001", {"X-Dragonfly-Prefetch": "true"})],

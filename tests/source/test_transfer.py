@@ -181,6 +181,31 @@ async def test_on_a_fast_link_prefetch_gets_something_under_constant_demand(
 
 
 @pytest.mark.asyncio
+async def test_what_is_expected_comes_beside_demand_on_any_link(
+    transfers: Transfers, server: FaultyServer, other_server: FaultyServer
+) -> None:
+    """A reader waits all the time, and prefetch for it: neither holds up what is expected."""
+    last = asyncio.Event()
+
+    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
+        await last.wait()
+        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
+
+    other_server.answers = [late]
+    waiting = Fetch(transfers, other_server.host, 0, 9)
+    await asyncio.sleep(0)
+    queued = [Fetch(transfers, server.host, 0, 9, Priority.PREFETCH) for _ in range(3)]
+    expected = Fetch(transfers, server.host, 0, len(BLOB), Priority.EXPECTED)
+    assert (await expected.reply()).fault is None
+    assert expected.came == BLOB
+    assert transfers.readers_alone
+    assert not any(fetch.task.done() for fetch in (waiting, *queued))
+    last.set()
+    for fetch in (waiting, *queued):
+        assert (await fetch.reply()).fault is None
+
+
+@pytest.mark.asyncio
 async def test_a_link_that_becomes_slow_is_the_readers_alone_again(server: FaultyServer) -> None:
     """One slow read is enough."""
     link = Link(1.0)
@@ -196,20 +221,20 @@ async def test_a_link_that_becomes_slow_is_the_readers_alone_again(server: Fault
 
 
 @pytest.mark.asyncio
-async def test_only_prefetch_has_a_narrow_window(server: FaultyServer) -> None:
+async def test_only_what_nobody_waits_for_has_a_narrow_window(server: FaultyServer) -> None:
     """A demand read over a long link would be as slow as its window is small."""
     limits = {"prefetch_window_bytes": 64 << 10, "prefetch_window_limit_bytes": 64 << 10}
     transfers = Transfers(prefetch_connections=2, prefetch_quiet_s=0.001, **limits)
     before = set(_receive_buffers(server.host))
     windows = {}
-    for priority in (Priority.DEMAND, Priority.PREFETCH):
+    for priority in Priority:
         assert (await Fetch(transfers, server.host, 0, MIB, priority).reply()).fault is None
         now = _receive_buffers(server.host)
         [new] = set(now) - before
         windows[priority], before = now[new], set(now)
     await transfers.close()
     # The kernel doubles what it is told (socket(7)).
-    assert windows[Priority.PREFETCH] == 64 << 10
+    assert windows[Priority.PREFETCH] == windows[Priority.EXPECTED] == 64 << 10
     assert windows[Priority.DEMAND] > 64 << 10
 
 
