@@ -79,10 +79,14 @@ async def serve(
             running = succession.state is State.RUNNING
             return daemon.service if daemon is not None and running else None
 
-        succession = Succession(stopping.set, heir, identity, supervisor)
+        async def answer_at(path: str) -> None:
+            await server.answer_at(path)
+
+        place = config.api_socket
+        succession = Succession(stopping.set, heir, identity, supervisor, place, answer_at)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        server = Server(config.api_socket, routes(succession, service), config.api)
+        server = Server(place, routes(succession, service), config.api)
         if beginning is not None:
             from fscached.daemon import Daemon
 

@@ -15,7 +15,7 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -28,6 +28,8 @@ MESSAGE_LIMIT_BYTES: Final = 30 << 10
 """Of what is sent and of what is taken; the snapshotter reads 32 KiB in one piece."""
 NAMES_LIMIT_BYTES: Final = 4 << 10
 DESCRIPTORS_LIMIT: Final = 16
+SOCKETS_LIMIT: Final = 16
+"""Of those that upgrades brought; each has at most 107 bytes."""
 SEND_LIMIT_S: Final = 2.0
 """The snapshotter listens before it asks; for the other way it has a limit of 10 s itself."""
 COLLECT_LIMIT_S: Final = 10.0
@@ -43,6 +45,8 @@ class Testament(msgspec.Struct, frozen=True, tag_field="testament", tag="fscache
 
     pid: int
     """Of the predecessor, as itself sees it."""
+    sockets: tuple[str, ...] = ()
+    """Where it could be asked, the oldest first."""
     version: str = __version__
     git_commit: str = COMMIT
 
@@ -73,13 +77,15 @@ def unparcel(kept: socket.socket) -> dict[str, int]:
     return found
 
 
-async def leave(path: str, kept: socket.socket) -> None:
-    """Give a parcel to the supervisor that listens on `path`; it is connected to when this
+async def leave(path: str, kept: socket.socket, sockets: Sequence[str] = ()) -> None:
+    """Give a parcel to the supervisor that listens on `path`, and say where this daemon is asked,
+    as far as the message has room for it; the supervisor is connected to when this
     returns, so that whoever told it to accept does not wait in vain. Raises CustodyError.
 
     The same one each time: 0.13.4 closes none that it was given before.
     """
-    message = msgspec.json.encode(Testament(os.getpid()))
+    sockets = (*sockets[:1], *sockets[1:][-SOCKETS_LIMIT:])
+    message = msgspec.json.encode(Testament(os.getpid(), sockets))
     rights = array.array("i", [kept.fileno()])
     async with _connected(path, SEND_LIMIT_S) as sock:
         # A fresh connection takes this whole, before anybody has accepted it.

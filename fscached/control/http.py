@@ -21,7 +21,7 @@ import h11
 import msgspec
 
 from fscached.config import Api as Limits
-from fscached.control.listener import highest, listen
+from fscached.control.listener import highest, listen, replaced
 from fscached.control.messages import ErrorBody
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,8 @@ class Server:
         self._path = path
         self._handler = handler
         self._limits = limits
-        self._inode = 0
-        self._server: asyncio.AbstractServer | None = None
+        self._inodes: dict[str, int] = {}
+        self._servers: list[asyncio.AbstractServer] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
     async def start(self, listener: socket.socket | None = None) -> None:
@@ -86,15 +86,20 @@ class Server:
 
         Raises Failure: somebody else listens there, or the path cannot be a socket.
         """
-        listener = highest(listener) if listener else listen(self._path)
-        self._inode = os.stat(self._path).st_ino
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener)
+        await self._serve(self._path, highest(listener) if listener else listen(self._path))
+
+    async def answer_at(self, path: str) -> None:
+        """Answer there as well, in the place of whoever did. Raises Failure."""
+        await self._serve(path, replaced(path))
+
+    async def _serve(self, path: str, listener: socket.socket) -> None:
+        self._inodes[path] = os.stat(path).st_ino
+        self._servers.append(await asyncio.start_unix_server(self._connected, sock=listener))
 
     async def close(self) -> None:
         """Stop listening, let replies under way go out for CLOSE_GRACE_S, end all connections."""
-        if self._server is None:
-            return
-        self._server.close()
+        for server in self._servers:
+            server.close()
         self._withdraw()
         for task, connection in self._connections.items():
             connection.ending = True
@@ -108,9 +113,10 @@ class Server:
 
     def _withdraw(self) -> None:
         # A successor may have put its own socket there already.
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
+        for path, inode in self._inodes.items():
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

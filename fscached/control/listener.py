@@ -37,6 +37,11 @@ def listen(path: str) -> socket.socket:
         raise Failure(
             f"{path}: another daemon listens there", "stop it, or set another [api] socket"
         )
+    return replaced(path)
+
+
+def replaced(path: str) -> socket.socket:
+    """Listen in the place of whoever does. Raises Failure: the path cannot be a socket."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     fresh = f"{path}.new"
     try:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -56,7 +56,9 @@ class Reign(Protocol):
 
 class Succession:
     """The life of one daemon. `stop` ends the process soon; `heir` makes a daemon of a
-    predecessor's holdings and raises Failure, OSError or ValueError for what are none."""
+    predecessor's holdings and raises Failure, OSError or ValueError for what are none. `place` is
+    where the API listens; `answer_at` has it listen in a predecessor's place too, and may raise
+    Failure."""
 
     def __init__(
         self,
@@ -64,6 +66,8 @@ class Succession:
         heir: Callable[[dict[str, int]], Reign] | None = None,
         identity: str | None = None,
         supervisor: str | None = None,
+        place: str = "",
+        answer_at: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._lifecycle = Lifecycle()
         self._stop = stop
@@ -73,6 +77,8 @@ class Succession:
         self._reign: Reign | None = None
         self._parcel: socket.socket | None = None
         self._predecessor = 0
+        self._places = [place]
+        self._answer_at = answer_at
         self._turn = asyncio.Lock()
         self._unasked: asyncio.Task[None] | None = None
         self._went_ahead = False
@@ -150,6 +156,8 @@ class Succession:
             log.error("nothing is taken over: %s", error)
             raise _failed("Restore", str(error)) from None
         self._predecessor = testament.pid
+        own = self._places[-1]
+        self._places = [*(place for place in testament.sockets if place != own), own]
         self._lifecycle.fire(Trigger.TAKEOVER)
         log.info("taken over", extra={"from": testament.pid, "version": testament.version})
 
@@ -163,6 +171,17 @@ class Succession:
             log.error("cannot start: %s", failure)
             raise _failed("Start", str(failure)) from None
         self._lifecycle.fire(Trigger.START)
+        await self._answer_everywhere()
+
+    async def _answer_everywhere(self) -> None:
+        """A snapshotter that had its daemon upgraded goes on binding images where it did, and looks
+        for the daemon there when it starts again."""
+        for place in self._places[:-1]:
+            try:
+                if self._answer_at is not None:
+                    await self._answer_at(place)
+            except Failure as failure:
+                log.warning("who asks a predecessor gets no answer: %s", failure)
 
     async def send_fd(self) -> None:
         """Leave everything with the supervisor; nothing without one. Raises ApiError."""
@@ -174,7 +193,7 @@ class Succession:
         if self._parcel is None:
             self._parcel = custody.parcel(self._reign.holdings)
         try:
-            await custody.leave(self._supervisor, self._parcel)
+            await custody.leave(self._supervisor, self._parcel, self._places)
         except CustodyError as error:
             log.error("if this daemon dies now, mounts die with it: %s", error)
             raise _failed("Save", str(error)) from None

@@ -75,6 +75,22 @@ async def test_who_is_killed_stops_listening_before_its_connections_end(
 
 
 @pytest.mark.asyncio
+async def test_it_answers_where_another_does(server: http.Server, tmp_path: Path) -> None:
+    """And withdraws from there at its end, unless somebody else has come."""
+    place = tmp_path / "other.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(place))
+        other.listen()
+        await server.answer_at(str(place))
+        reader, writer = await asyncio.open_unix_connection(place)
+        writer.write(GET)
+        assert (await reply_of(reader))[0] == 200
+        writer.close()
+        await server.close()
+        assert not place.exists()
+
+
+@pytest.mark.asyncio
 async def test_pipelined_requests_are_answered_in_order(
     connection: tuple[asyncio.StreamReader, asyncio.StreamWriter],
 ) -> None:

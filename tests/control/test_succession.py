@@ -33,15 +33,21 @@ def custodian(tmp_path: Path) -> Iterator[Custodian]:
 class Daemon:
     """One with the supervisor of the test."""
 
-    def __init__(self, custodian: Custodian) -> None:
+    def __init__(self, custodian: Custodian, place: str = "") -> None:
+        self.places: list[str] = []
         self.reign = StandInReign()
         self.inherited: dict[str, int] = {}
         self.stopped = asyncio.Event()
-        self.life = Succession(self.stopped.set, self._heir, "d1", custodian.path)
+        self.life = Succession(
+            self.stopped.set, self._heir, "d1", custodian.path, place, self._answer_at
+        )
 
     def _heir(self, holdings: dict[str, int]) -> StandInReign:
         self.inherited = holdings
         return self.reign
+
+    async def _answer_at(self, path: str) -> None:
+        self.places.append(path)
 
 
 @pytest.fixture
@@ -86,6 +92,29 @@ async def test_one_follows_the_other(custodian: Custodian, device: int) -> None:
     await new.life.start()
     assert (new.life.state, new.reign.told) == (State.RUNNING, ["take over"])
     os.close(new.inherited["cachefiles"])
+
+
+async def test_a_successor_answers_where_its_predecessors_did(
+    custodian: Custodian, device: int, tmp_path: Path
+) -> None:
+    """Once it runs, and whoever follows it does too; the path of its own is no other place."""
+    paths = [str(tmp_path / name) for name in ("api.sock", "api1.sock", "api1.sock", "api3.sock")]
+    before: Daemon | None = None
+    for number, path in enumerate(paths):
+        daemon = Daemon(custodian, path)
+        if before is None:
+            await left(daemon, custodian, device)
+        else:
+            custodian.gives()
+            await daemon.life.take_over()
+            assert daemon.places == []
+            await daemon.life.start()
+            daemon.reign.holdings = daemon.inherited
+            custodian.receives()
+            await daemon.life.send_fd()
+            custodian.done()
+        before = daemon
+        assert set(daemon.places) == set(paths[:number]) - {path}
 
 
 async def test_start_waits_for_the_predecessors_objects(

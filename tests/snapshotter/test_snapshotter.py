@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 
+from fscached.control.client import Client
 from tests.native.origin import Origin
 from tests.rafs_v6.trees import Built
 from tests.snapshotter.device import Device
@@ -263,6 +264,32 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_after_a_hot_upgrade_a_snapshotter_finds_the_daemon(site: Site) -> None:
+    """What it binds and unbinds goes to the socket of the daemon that it began with, and so does it
+    when it starts again: 0.13.4 never learns another. A successor answers there too, and so does
+    its own after a crash."""
+    fsids = site.bind(1)
+    site.mount(fsids[0])
+    (old,) = site.snapshotter.daemons()
+    first = site.snapshotter.socket
+    fresh = site.snapshotter.root / "nydusd.new"
+    site.snapshotter.install(fresh)
+    body = {"nydusd_path": str(fresh), "version": "2", "policy": "rolling"}
+    site.snapshotter.system.put("/api/v1/daemons/upgrade", body)
+    new = site.running(old)
+    site.snapshotter.logs("Subscribe daemon", 2)
+    assert len(list(site.snapshotter.root.glob("r/socket/*/api*.sock"))) == 2
+    os.kill(new, signal.SIGKILL)
+    data = site.device.read(DOMAIN, site.blob, 0, READ_BYTES)
+    assert data == site.bytes[:READ_BYTES]
+    last = site.running(old, new)
+    assert Client(str(first), 30.0).get("/api/v1/daemon")["state"] == "RUNNING"
+    site.snapshotter.kill()
+    site.snapshotter.start()
+    site.snapshotter.logs("Subscribe daemon", 4)
+    assert site.snapshotter.daemons() == [last] and site.bound() == set(fsids)
 
 
 def test_a_snapshotter_that_is_killed_finds_the_daemon_again(site: Site) -> None:
