@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import disk, fleet, small, snapshotter
+from harness import disk, fleet, inspector, noise, small, snapshotter
 from harness.containers import Containers
 from harness.guest import Guest
 
@@ -17,6 +17,9 @@ MEMORY_BYTES = 96 << 20
 """What the daemon may take, all through; a hot upgrade has two."""
 
 SUMS = "find / -xdev -type f -exec {busybox} sha256sum {{}} +"
+SLOW_BYTES_PER_S = 1 << 20
+PATIENCE_S = 120.0
+
 OBJECT = "anon_inode:[cachefiles]"
 IDLE_DESCRIPTORS = 40
 """A daemon without images has 26: sockets of the API and to the origin, threads' pipes."""
@@ -54,6 +57,50 @@ def test_containers_see_their_images(node: Containers) -> None:
     shared = set(origin.blob_ids(fleet.APPS[0])) & set(origin.blob_ids(fleet.APPS[1]))
     asked = sorted((one.start, one.end) for blob in shared for one in node.ledger.asked(blob))
     assert asked and all(one[1] <= next_[0] for one, next_ in itertools.pairwise(asked))
+
+
+def kill_the_daemon(node: Containers) -> None:
+    node.guest.run(["kill", "-9", str(node.snapshotter.running())])
+
+
+def kill_the_snapshotter(node: Containers) -> None:
+    """And start it again, as its unit would."""
+    node.snapshotter.kill()
+    node.snapshotter.start()
+
+
+def upgrade(node: Containers) -> None:
+    node.snapshotter.upgrade()
+
+
+INTERRUPTIONS = (kill_the_daemon, kill_the_snapshotter, upgrade)
+
+
+@pytest.mark.parametrize("interruption", INTERRUPTIONS)
+@pytest.mark.parametrize("images", [0, 40])
+def test_a_cold_read_is_interrupted(
+    node: Containers, images: int, interruption: Callable[[Containers], None]
+) -> None:
+    """In a container, with so many other images bound: it ends, and every byte is right."""
+    node.bind(images)
+    node.pull(noise.COLD)
+    node.pace(SLOW_BYTES_PER_S)
+    before = node.snapshotter.running()
+    place = INTERRUPTIONS.index(interruption) + (len(INTERRUPTIONS) if images else 0)
+    file = noise.names(noise.COLD)[place]
+    reader = node.read(noise.COLD, [file], f"reader-{place}")
+    node.snapshotter.until(lambda: node.asked(noise.COLD), "the container does not read")
+    interruption(node)
+    node.ledger.hurry()
+    seen = inspector.seen(reader, timeout_s=PATIENCE_S)
+    assert (seen["error"], seen["wrong"]) == (None, [])
+    assert seen["blocks"] == noise.IMAGES[noise.COLD].file_bytes // noise.BLOCK_BYTES
+    print(
+        f"{interruption.__name__}, {images} others: the longest read took {seen['slowest_s']:.2f} s"
+    )
+    after = node.snapshotter.running()
+    assert (after == before) == (interruption is kill_the_snapshotter)
+    assert len(node.snapshotter.status()["images"]) > images
 
 
 def test_nothing_is_left(node: Containers) -> None:

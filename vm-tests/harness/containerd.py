@@ -46,6 +46,9 @@ type = "snapshot"
 address = "{address}"
 """
 
+TOOLS = ("/usr", "/lib", "/lib64", "/run/harness")
+"""Directories of the guest with which a container of any image can run the harness' readers."""
+
 
 class Containerd:
     """containerd in a guest; its content store is empty whenever it starts."""
@@ -103,9 +106,12 @@ class Containerd:
         layers: list[str] = json.loads(config)["rootfs"]["diff_ids"]
         return functools.reduce(_chained, layers)
 
-    def run(self, reference: str, name: str, command: Sequence[str]) -> Process:
-        """Start a container that goes away when it ends."""
+    def run(self, reference: str, name: str, command: Sequence[str], *, tools: bool) -> Process:
+        """Start a container that goes away when it ends; `tools`: with what is in `TOOLS`."""
         words = ["--rm", "--snapshotter", self._snapshotter]
+        for directory in TOOLS if tools else ():
+            options = "options=rbind:ro"
+            words += ["--mount", f"type=bind,src={directory},dst={directory},{options}"]
         return self._guest.start([*CTR, "run", *words, reference, name, *command])
 
     def remove(self) -> None:

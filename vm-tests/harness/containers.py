@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+from harness import fleet
 from harness.containerd import Containerd
 from harness.guest import Guest, Process
-from harness.ledger import Ledger
+from harness.ledger import Asked, Ledger
 from harness.registry import Registry
 from harness.snapshotter import NAME, ROOT, SOCKET, Snapshotter
 
+INSPECTOR = ("/usr/bin/python3", "-m", "harness.inspector")
 CACHE = f"{ROOT}/cache/cache"
 """What the kernel keeps, below the directory that it was given."""
+
+DEADLINE_S = 600.0
+"""Longer than any pause: here EIO is always wrong."""
+
+WINDOW_BYTES = 1 << 20
+"""A reader of one file brings little of the next."""
+
+CONFIGURATION = f"""
+[prefetch]
+enabled = false
+[fetch]
+deadline_s = {DEADLINE_S}
+window_limit_bytes = {WINDOW_BYTES}
+"""
 
 LEFT = """
 ps -eo stat=,ppid=,pid=,args= | awk '$1 ~ /^Z/ || /[f]scached|[c]ontainerd|[n]ydus/'
@@ -27,14 +46,20 @@ class Containers:
         self.snapshotter = Snapshotter(guest, memory_bytes)
         registries = [self.ledger.address]
         self.containerd = Containerd(guest, registries, (NAME, SOCKET))
+        self.bound = 0
 
     def start(self) -> None:
         """Start everything."""
         self.registry.start()
         self.ledger.start()
-        self.guest.put("/etc/fscached/fscached.toml", b"[prefetch]\nenabled = false\n")
+        self.guest.put("/etc/fscached/fscached.toml", CONFIGURATION.encode())
         self.snapshotter.start()
         self.containerd.start()
+
+    def pace(self, bytes_per_s: float = math.inf) -> None:
+        """How fast the origin is from now on; its ledger begins anew."""
+        self.ledger.stop()
+        self.ledger.start(bytes_per_s)
 
     def reference(self, image: str) -> str:
         return f"{self.ledger.address}/{image}"
@@ -44,9 +69,14 @@ class Containers:
         self.guest.run(self.containerd.pull(self.reference(image)), timeout_s=120)
         self.containerd.require_pulled()
 
-    def run(self, image: str, name: str, *command: str) -> Process:
+    def run(self, image: str, name: str, *command: str, tools: bool = False) -> Process:
         """Start a container."""
-        return self.containerd.run(self.reference(image), name, command)
+        return self.containerd.run(self.reference(image), name, command, tools=tools)
+
+    def read(self, image: str, files: Sequence[str], name: str) -> Process:
+        """Start a container that reads files of its image and checks each block of them."""
+        words = ["stream", "/", *files]
+        return self.run(image, name, "/usr/bin/env", "-C", "/run", *INSPECTOR, *words, tools=True)
 
     def mount(self, image: str) -> str:
         """Pull an image and give it the root file system of a container, without one; where."""
@@ -54,6 +84,16 @@ class Containers:
         directory = f"/mnt/{image.partition(':')[0]}"
         self.containerd.prepare(directory)
         return directory
+
+    def bind(self, count: int) -> None:
+        """Have so many tiny images bound."""
+        for image in fleet.TINY[self.bound : count]:
+            self.mount(image)
+        self.bound = max(self.bound, count)
+
+    def asked(self, image: str) -> list[Asked]:
+        """What the origin was asked for of an image of noise since `pace`."""
+        return [one for blob in fleet.origin().blob_ids(image) for one in self.ledger.asked(blob)]
 
     def descriptors(self) -> list[str]:
         """What the daemon has open."""

@@ -12,8 +12,7 @@ APPS = (small.ONE, small.TWO)
 """Both have `small.PROGRAM`, from a layer that they share."""
 
 NOISE = (noise.COLD, noise.CRASH[0])
-TINY = tuple(f"tiny/{number}:latest" for number in range(38))
-"""With the others 40 and more."""
+TINY = tuple(f"tiny/{number}:latest" for number in range(40))
 
 
 def origin() -> image.Origin:

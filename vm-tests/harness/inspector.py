@@ -44,6 +44,18 @@ def start(guest: Guest, kind: str, root: str, *words: object, timeout_s: float) 
     return guest.start(command, cwd="/run", timeout_s=timeout_s)
 
 
+def sixteen(
+    guest: Guest, root: str, names: Sequence[str], seed: int, *, timeout_s: float
+) -> list[Process]:
+    """Readers of four files at once: for every file two that read and two that map, one of each
+    with readahead and one without."""
+    return [
+        start(guest, kind, root, *words, name, timeout_s=timeout_s)
+        for name in names
+        for kind, *words in (("stream",), ("alone",), ("pages_ahead",), ("pages", seed))
+    ]
+
+
 def seen(reader: Process, *, timeout_s: float) -> Seen:
     """What a reader has to say. Raises AssertionError when it died, of a SIGBUS for instance."""
     done = reader.wait(timeout_s)

@@ -42,13 +42,8 @@ class Site:
         return inspector.start(self.guest, kind, *map(str, words), timeout_s=LONGEST_S)
 
     def readers(self, mount: str, image: str, seed: int) -> list[Process]:
-        """Sixteen at once: for every file two that read and two that map, one of each with
-        readahead and one without."""
-        return [
-            self.start(kind, mount, *words, name)
-            for name in noise.names(image)
-            for kind, *words in (("stream",), ("alone",), ("pages_ahead",), ("pages", seed))
-        ]
+        names = noise.names(image)
+        return inspector.sixteen(self.guest, mount, names, seed, timeout_s=LONGEST_S)
 
     def stream(self, mount: str, image: str) -> Seen:
         reader = self.start("stream", mount, *noise.names(image))
