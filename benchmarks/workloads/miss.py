@@ -6,7 +6,8 @@ anybody is woken. The kernel's tracepoints are the clock.
 
 On this machine's own kernel: through fanotify, in windows of 4 KiB, and the reader has the clock.
 Beside holes that are filled, reads of what is there while the file is still marked, so that the
-kernel asks in vain, and the same reads of a file that never was.
+kernel asks in vain, and the same reads of a file that never was. All of it once with processors
+that idle between reads, and once with some that do not: a virtual one is slow to wake.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import io
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import shake_128
 from pathlib import Path
 from typing import NamedTuple
 
 from environments import Options
 from environments.guest import booted, described, fresh_cache, probe
+from environments.native import awake, drop_caches
 from environments.native import described as described_native
-from environments.native import drop_caches
 from environments.programs import HERE
 from environments.trace import recorded
 from harness import command, disk, store
@@ -75,6 +77,12 @@ SETTINGS: Settings = {
     },
     "prefetch": {"enabled": False},
 }
+
+STATES: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "idle": nullcontext,
+    "awake": awake,
+}
+"""What the processors do between reads."""
 
 Times = dict[tuple[str, str], list[float]]
 """Microseconds by runner and figure, one for every repetition."""
@@ -140,20 +148,26 @@ def run_native(options: Options) -> Report:
     _build(directory, SMALLEST)
     image = LocalImage(str(directory), SMALLEST.name)
     for repetition in range(options.repetitions):
-        place = options.scratch / str(repetition)
-        ours = Supervised("fscached", place / "fscached", SETTINGS)
-        trees: list[Tree] = [ours, Asking(place / "c", image), Unasked(place / "plain", image)]
-        for tree in trees:
-            tree.start()
-            if tree is ours:
-                ours.mount(image)
-            drop_caches()
-            _warm(directory)
-            for name in ("miss", "there"):
-                for percent, us in _timed(tree.directory / FILE, repetition):
-                    times[tree.name, f"{name}_p{percent}"].append(us)
-            tree.stop()
+        for state, meanwhile in STATES.items():
+            place = options.scratch / f"{repetition}-{state}"
+            with meanwhile():
+                _round(place, image, repetition, state, times)
     return Report(options.bench, described_native(options), list(_native_results(times)))
+
+
+def _round(place: Path, image: LocalImage, seed: int, state: str, times: Times) -> None:
+    ours = Supervised("fscached", place / "fscached", SETTINGS)
+    trees: list[Tree] = [ours, Asking(place / "c", image), Unasked(place / "plain", image)]
+    for tree in trees:
+        tree.start()
+        if tree is ours:
+            ours.mount(image)
+        drop_caches()
+        _warm(Path(image.directory))
+        for name in ("miss", "there"):
+            for percent, us in _timed(tree.directory / FILE, seed):
+                times[tree.name, f"{state}_{name}_p{percent}"].append(us)
+        tree.stop()
 
 
 def _warm(directory: Path) -> None:
@@ -172,20 +186,21 @@ def _timed(file: Path, seed: int) -> Iterator[tuple[int, float]]:
 
 def _native_results(times: Times) -> Iterator[Result]:
     """At first the bytes of a file that never was marked are on the disk, then in memory."""
-    for percent in (50, 99):
-        for name, figure in (("plain_disk", "miss"), ("plain", "there")):
-            us = times[Unasked.name, f"{figure}_p{percent}"]
-            yield result(f"{name}_p{percent}", "us", "lower", us)
-        for figure in (f"miss_p{percent}", f"there_p{percent}"):
-            ours, other = times["fscached", figure], times[Asking.name, figure]
-            yield result(figure, "us", "lower", ours, other)
-    plain = times[Unasked.name, "there_p50"]
-    for figure in ("miss_p50", "there_p50"):
-        ours, other = (
-            [asked - unasked for asked, unasked in zip(times[name, figure], plain, strict=True)]
-            for name in ("fscached", Asking.name)
-        )
-        yield result(f"{figure}_over_plain", "us", "lower", ours, other)
+    for state in STATES:
+        for percent in (50, 99):
+            for name, figure in (("plain_disk", "miss"), ("plain", "there")):
+                us = times[Unasked.name, f"{state}_{figure}_p{percent}"]
+                yield result(f"{state}_{name}_p{percent}", "us", "lower", us)
+            for figure in (f"{state}_miss_p{percent}", f"{state}_there_p{percent}"):
+                ours, other = times["fscached", figure], times[Asking.name, figure]
+                yield result(figure, "us", "lower", ours, other)
+        plain = times[Unasked.name, f"{state}_there_p50"]
+        for figure in (f"{state}_miss_p50", f"{state}_there_p50"):
+            ours, other = (
+                [asked - unasked for asked, unasked in zip(times[name, figure], plain, strict=True)]
+                for name in ("fscached", Asking.name)
+            )
+            yield result(f"{figure}_over_plain", "us", "lower", ours, other)
 
 
 def _images() -> Disk:
