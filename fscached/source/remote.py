@@ -60,24 +60,29 @@ class _Read:
 
     def feed(self, memory: memoryview) -> None:
         """Hand on what came and is wanted; the next step may take as long as this one."""
-        before = min(self.surplus, len(memory))
-        self.surplus -= before
-        memory = memory[before : before + self.end - self.trail.position]
+        trail = self.trail
+        left = self.end - trail.position
+        if self.surplus or len(memory) > left:
+            before = min(self.surplus, len(memory))
+            self.surplus -= before
+            memory = memory[before : before + left]
+            if not memory:
+                return
         size = len(memory)
-        if not size:
-            return
-        self.trail.position += size
+        trail.position += size
         self.step_bytes += size
-        if not self.deadline.expired():
+        if size == left or self.step_bytes >= _STEP_BYTES:
             self._go_on()
         self.reader(memory)
 
     def _go_on(self) -> None:
+        if self.deadline.expired():
+            return
         now_s = asyncio.get_running_loop().time()
         if not self.missing:
             self.ended_s = now_s
             self.deadline.reschedule(None)
-        elif self.step_bytes >= _STEP_BYTES:
+        else:
             self.step_bytes = 0
             self.deadline.reschedule(now_s + self.deadline_s)
 

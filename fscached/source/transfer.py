@@ -178,7 +178,8 @@ class _Transfer:
             curl.setopt(pycurl.CAINFO, request.trust.bundle)
 
     def _body(self, data: memoryview) -> int | None:
-        if self._lane.held:
+        lane = self._lane
+        if lane.held:
             return pycurl.WRITEFUNC_PAUSE
         if self.future.done():  # given up, but its task has not run yet: not one byte more
             return -1
@@ -191,7 +192,8 @@ class _Transfer:
                 return self._surplus()
             self._feed(data)
             self._fed += size
-            self._lane.received(size)
+            if lane.windows:
+                lane.received(size)
         except BaseException as error:  # curl would print it and carry on
             self._raised = error
             return -1
@@ -249,7 +251,7 @@ class _Lane:
         self.options = options
         if window is not None:
             self.options = options | {pycurl.SOCKOPTFUNCTION: partial(self._opened, window)}
-        self._windows: dict[int, Window] = {}
+        self.windows: dict[int, Window] = {}
         self._fd = -1
         self.outlet = outlet
         self.slots = asyncio.Semaphore(connections)
@@ -275,13 +277,13 @@ class _Lane:
 
     def received(self, size_bytes: int) -> None:
         """So many bytes of use have come on the connection whose turn it is."""
-        window = self._windows.get(self._fd)
+        window = self.windows.get(self._fd)
         if window is not None and window.received(size_bytes, self.loop.time()):
             offer(self._fd, window.adapt(round_trip_s(self._fd)))
 
     def hold(self) -> None:
         self.held = True
-        for window in self._windows.values():
+        for window in self.windows.values():
             window.pause()
         for transfer in self.running.values():
             transfer.pause(pycurl.PAUSE_RECV)
@@ -302,7 +304,7 @@ class _Lane:
         self._schedule(-1)
 
     def _opened(self, window: Callable[[], Window], fd: int, _purpose: int) -> int:
-        self._windows[fd] = window()
+        self.windows[fd] = window()
         return pycurl.SOCKOPT_OK
 
     def _turn(self, fd: int, events: int) -> None:
