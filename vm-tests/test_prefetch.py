@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from harness import disk, inspector, link, noise
@@ -20,19 +21,29 @@ MOUNT = "/mnt/image"
 
 PATIENCE_S = 120.0
 
+Misses = dict[bool, list[float]]
+"""Seconds of each, by whether prefetch was on."""
+
 BYTES_PER_S = 10_000_000
 ROUND_TRIP_MS = 20.0
 TIMES = 1.3
-"""How much longer the slowest hundredth of misses may take while prefetch is at work."""
+"""How much longer the slow misses may take while prefetch is at work."""
 
 WINDOW = {"window_bytes": SHAPE.chunk_bytes, "window_limit_bytes": SHAPE.chunk_bytes}
 
-TURNS = (True, False, True, False)
-"""Prefetch on or off for each image: on leaves less of it to miss. In turns, so that what else the
-machine does troubles both."""
+TURNS = (True, False, True, True)
+"""Prefetch on or off for each image: on leaves a third of it to miss. Off in between, so that what
+else the machine does troubles both."""
+
+BEYOND = 5
+"""So many of the fewer misses are slower than the percentile that is compared: of 100 it is the
+95th. The 99th would be a single read."""
 
 MISSES_MIN = 50
 """Of either kind: what prefetch has brought in time is none, which is most on a quick machine."""
+
+WHOLE_REQUEST_S = 4 * noise.MIB / BYTES_PER_S
+"""How long the longest request of prefetch (`prefetch.range_bytes`) takes on the link."""
 
 ROUNDS = 3
 """One stall of the machine spoils one round; prefetch in the way spoils them all."""
@@ -61,6 +72,7 @@ def ledger(node: Node) -> Iterator[Ledger]:
     ledger.stop()
 
 
+@pytest.mark.either
 def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> None:
     """Every byte is asked for once while nobody reads, and whoever reads later asks nobody."""
     [blob_id] = noise.origin().blob_ids(WHOLE)
@@ -80,6 +92,7 @@ def test_prefetch_brings_the_whole_image_once(node: Node, ledger: Ledger) -> Non
     assert ledger.asked(blob_id) == asked
 
 
+@pytest.mark.either
 def test_a_trace_says_what_was_read_and_a_run_what_is_new(node: Node) -> None:
     """First chunks of two files, in the order of reading; then of a third, which is news, and the
     tail of a known one, which is not."""
@@ -102,34 +115,38 @@ def test_a_trace_says_what_was_read_and_a_run_what_is_new(node: Node) -> None:
     assert (done.returncode, [use["path"] for use in json.loads(done.stdout)]) == (1, [second])
 
 
+@pytest.mark.either
 @pytest.mark.machine
 @pytest.mark.alone
 def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int) -> None:
-    """The slowest hundredth of random cold reads of 4 KiB on a shaped link, with and without it.
+    """The slow ones of random cold reads of 4 KiB on a shaped link, with prefetch and without.
 
-    A window is one chunk of 256 KiB here, so that a small image has many misses; with the 1 MiB of
-    the defaults what prefetch has on the link would weigh less beside it. The first miss of an
-    image is left out: it waits for the chunk map too (290 ms without prefetch, 150 ms with it),
-    and of 200 misses two such are the slowest hundredth.
+    Compared is a percentile that enough misses are beyond of (`BEYOND`), since that of fewer is a
+    single read, which anything can hold up. Of what is beyond nobody has waited, on top of what a
+    miss takes anyway, as long as a whole request of prefetch takes: behind prefetch that does not
+    give way some do. A window is one chunk of 256 KiB here, so that a small image has many misses;
+    with the 1 MiB of the defaults what prefetch has on the link would weigh less beside it. The
+    first miss of an image is left out: it waits for the chunk map too.
     """
     rounds = []
     for number in range(ROUNDS):
         took = _round_of_misses(node, ledger, seed + number)
-        assert min(map(len, took.values())) > MISSES_MIN, took
-        rounds.append({("on" if on else "off"): _facts(took[on]) for on in took})
+        assert min(map(len, took.values())) >= MISSES_MIN, took
+        rounds.append(_facts(took))
         print(f"prefetch, round {number}: {rounds[-1]}")
-        if rounds[-1]["on"]["p99_ms"] <= TIMES * rounds[-1]["off"]["p99_ms"]:
+        slowest_s = max(took[True]) - statistics.median(took[False])
+        if rounds[-1]["times"] <= TIMES and slowest_s < WHOLE_REQUEST_S:
             return
     pytest.fail(f"prefetch is in the way in every round: {rounds}")
 
 
-def _round_of_misses(node: Node, ledger: Ledger, seed: int) -> dict[bool, list[float]]:
-    took: dict[bool, list[float]] = {False: [], True: []}
+def _round_of_misses(node: Node, ledger: Ledger, seed: int) -> Misses:
+    took: Misses = {False: [], True: []}
     node.begin()
     for prefetch, image in zip(TURNS, LINKS, strict=True):
         node.daemon.configure({"prefetch": {"enabled": prefetch}, "fetch": dict(WINDOW)})
         node.daemon.replace()
-        with link.shaped(node.guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS):
+        with link.far(node.guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS):
             node.daemon.mount(f"{ledger.address}/{image}", MOUNT)
             took[prefetch] += _misses(node, image, seed)[1:]
         node.daemon.umount(MOUNT)
@@ -137,12 +154,19 @@ def _round_of_misses(node: Node, ledger: Ledger, seed: int) -> dict[bool, list[f
     return took
 
 
-def _facts(took: list[float]) -> dict[str, int]:
-    return {
-        "misses": len(took),
-        "p50_ms": round(statistics.median(took) * 1000),
-        "p99_ms": round(statistics.quantiles(took, n=100, method="inclusive")[98] * 1000),
-    }
+def _facts(took: Misses) -> dict[str, Any]:
+    least = min(map(len, took.values()))
+    at = 1 - BEYOND / least
+    slow = {prefetch: sorted(found)[int(at * len(found))] for prefetch, found in took.items()}
+    facts: dict[str, Any] = {"percentile": round(at * 100, 1)}
+    for prefetch, found in took.items():
+        facts["on" if prefetch else "off"] = {
+            "misses": len(found),
+            "median_ms": round(statistics.median(found) * 1000),
+            "slow_ms": round(slow[prefetch] * 1000),
+            "slowest_ms": round(max(found) * 1000),
+        }
+    return facts | {"times": round(slow[True] / slow[False], 2)}
 
 
 def _misses(node: Node, image: str, seed: int) -> list[float]:

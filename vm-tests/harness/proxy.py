@@ -15,12 +15,15 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 PIECE_BYTES = 16 << 10
+PRIORITY = 0x10002
+"""Class 1:2 where a link has classes (`harness.link.FROM_ORIGIN`)."""
 BLOB = re.compile(r"/v2/.+/blobs/sha256:([0-9a-f]{64})")
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -48,6 +51,10 @@ class Handler(BaseHTTPRequestHandler):
     storage: str
     ledger: int
     pace: Pace
+
+    def setup(self) -> None:
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, PRIORITY)
+        super().setup()
 
     def do_GET(self) -> None:
         blob = BLOB.fullmatch(self.path)
