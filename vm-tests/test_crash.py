@@ -22,9 +22,9 @@ from harness.site import FILE_BLOCKS, LONGEST_S, PATIENCE_S, SHAPE, Site, chunks
 IMAGE = noise.CRASH[0]
 MOUNT = "/mnt/image"
 
-KILLS = {False: 10, True: 100}
+KILLS = {False: 6, True: 100}
 OPEN_KILLS = {False: 2, True: 20}
-"""On each kernel, of two for each transport: a tenth, or with `--long` all of them."""
+"""On each kernel, of two for each transport: a few, or with `--long` all of them."""
 
 LIVES = [(0.0, 1.0), (0.0, 1.0), (0.0, 3.0), (5.0, 6.0)]
 """Some daemons die as they start, some young; who has lived for 5 s is replaced without a pause."""
@@ -176,6 +176,7 @@ def test_kills_between_an_open_and_its_answer(
         record.counted(kernel, seed, name, kills, OPEN_KILLS[long], {}, keep=long)
 
 
+@pytest.mark.either
 def test_a_chunk_with_a_missing_block_is_fetched_again(site: Site) -> None:
     """It, and no other: a chunk is resident only if all its blocks are data."""
     site.node.begin()

@@ -179,6 +179,7 @@ def test_replaced_during_reads(node: Node, images: Small) -> None:
         assert node.read_by(load) == [images.files(DURING)[path] for path in paths]
 
 
+@pytest.mark.either
 def test_restarted_daemon_fetches_nothing_twice(node: Node, images: Small) -> None:
     """Cache files outlive umount and daemon: what was fetched for the one is there for the next,
     and the rest comes once."""
@@ -196,6 +197,7 @@ def test_restarted_daemon_fetches_nothing_twice(node: Node, images: Small) -> No
     assert before < node.blob_bytes()[blob_id] == once[blob_id]
 
 
+@pytest.mark.either
 def test_cached_image_needs_no_registry(node: Node, images: Small) -> None:
     """An image that is all here mounts and runs while the registry is down, also for a daemon
     that has never spoken with it."""

@@ -91,6 +91,7 @@ def test_a_registry_that_stays_away_is_eio(node: Node) -> None:
     _await_right(node, mount, AWAY)
 
 
+@pytest.mark.either
 def test_a_slow_link_is_no_outage(node: Node) -> None:
     """Bytes that keep coming are waited for, also when the window they are part of takes longer
     than the deadline of a chunk."""
@@ -126,6 +127,7 @@ def test_a_failure_takes_one_deadline(node: Node, image: str) -> None:
     _await_right(node, mount, image)
 
 
+@pytest.mark.either
 def test_a_corrupted_chunk_is_never_served(node: Node) -> None:
     """One flipped bit at the origin is EIO and a log line; the chunks around it are served, and it
     is served itself once it is mended."""
@@ -171,6 +173,7 @@ def test_a_full_cache_disk_heals(node: Node) -> None:
     assert node.daemon.pid() == before
 
 
+@pytest.mark.either
 def test_a_registry_that_returns_in_time_is_a_pause(hasty: Node) -> None:
     """Stopped in the middle of a cold read and back before the deadline, it costs time alone."""
     hasty.daemon.configure({"fetch": {"deadline_s": PATIENCE_S}})
@@ -186,6 +189,7 @@ def test_a_registry_that_returns_in_time_is_a_pause(hasty: Node) -> None:
     assert hasty.daemon.status()["totals"]["reads_failed"] == 0
 
 
+@pytest.mark.either
 def test_readers_outlast_a_registry_that_is_away(hasty: Node) -> None:
     """Told to wait, a reader and a page fault wait for many deadlines, below the limit, however
     often the kernel would ask, and go on; once the limit is over they fail as ever."""

@@ -18,8 +18,8 @@ from harness import disk, noise, record
 from harness.guest import Guest
 from harness.site import FILE_BLOCKS, SHAPE, Site
 
-POWER_CUTS = {False: 5, True: 50}
-"""On each kernel: a tenth, or with `--long` all of them."""
+POWER_CUTS = {False: 3, True: 50}
+"""On each kernel: a few, or with `--long` all of them."""
 
 MOUNT, OTHER_MOUNT = "/mnt/image", "/mnt/other"
 DEADLINE_S = 120.0

@@ -13,9 +13,10 @@ from harness.guest import Guest, Process
 
 CONFIG = "/etc/fscached/fscached.toml"
 LOG = "/var/log/fscached.log"
+OUTPUT = "/var/log/fscached.out.log"
 SOCKET = "/run/fscached/api.sock"
 API = "http://daemon"
-READY_TIMEOUT_S = 180
+READY_TIMEOUT_S = 180.0
 """An emulated guest on a machine with ten times more to do than processors takes a minute."""
 
 Settings = dict[str, dict[str, object]]
@@ -50,7 +51,7 @@ class Daemon:
         """Start it and wait until its API answers; how many seconds that took."""
         command = ["fscached", "supervise" if supervised else "run"]
         began = time.monotonic()
-        self._process = self._guest.start(command, env=env, log="/var/log/fscached.out.log")
+        self._process = self._guest.start(command, env=env, log=OUTPUT)
         self.wait()
         return time.monotonic() - began
 
@@ -58,12 +59,12 @@ class Daemon:
         """Wait until the API answers. Raises CommandFailed with the log's end when it does not, at
         once when what was started has ended."""
         assert self._process is not None
-        self._guest.run(
-            f"while kill -0 {self._process.pid} && (( SECONDS < {READY_TIMEOUT_S} )); do "
-            f"curl -sf --unix-socket {SOCKET} {API}/api/v1/daemon >/dev/null && exit 0; "
-            f"sleep 0.1; done; tail -n 20 {LOG} /var/log/fscached.out.log >&2; exit 1",
-            timeout_s=READY_TIMEOUT_S * 2,
-        )
+        ask = ["--unix-socket", SOCKET, f"{API}/api/v1/daemon"]
+        try:
+            self._guest.await_answer(self._process, *ask, timeout_s=READY_TIMEOUT_S)
+        except CommandFailed as error:
+            words = self._guest.run(["tail", "-n", "20", LOG, OUTPUT], check=False).stdout
+            raise CommandFailed(f"{error}\n{words}") from None
 
     def stop(self, *, timeout_s: float = 10.0) -> int:
         """SIGTERM; its exit status. Raises GuestTimeout when it does not end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import re
+import shlex
 import signal as signals
 import threading
 import time
@@ -171,6 +172,21 @@ class Guest:
         options = {"argv": argv, "env": dict(env or {}), "cwd": cwd, "log": log}
         number = self._send("run", input, timeout_s=timeout_s, **options)
         return Process(self, argv, number)
+
+    def await_answer(
+        self, server: Process, *curl: str, within: Sequence[str] = (), timeout_s: float
+    ) -> None:
+        """Wait until a server that was started answers curl, asked with these arguments.
+
+        Raises CommandFailed when it does not in time, at once when it has ended.
+        """
+        ask = shlex.join([*within, "curl", "-sf", "-o", "/dev/null", *curl])
+        # curl's own --retry waits a second, then two, then four.
+        self.run(
+            f"while kill -0 {server.pid} && (( SECONDS < {timeout_s:.0f} )); do "
+            f"{ask} && exit 0; sleep 0.05; done; exit 1",
+            timeout_s=timeout_s * 2,
+        )
 
     # -- files ----------------------------------------------------------------------------------
 

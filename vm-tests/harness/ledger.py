@@ -7,7 +7,7 @@ import signal
 from typing import NamedTuple
 
 from harness.guest import Guest, Process
-from harness.registry import Registry
+from harness.registry import START_TIMEOUT_S, Registry
 
 PORT = 5100
 
@@ -41,8 +41,8 @@ class Ledger:
             cwd="/run",
             log="/var/log/proxy.log",
         )
-        retry = ["--retry", "100", "--retry-delay", "0", "--retry-connrefused"]
-        self._guest.run(["curl", "-sSf", "-o", "/dev/null", *retry, f"http://{self.address}/v2/"])
+        url = f"http://{self.address}/v2/"
+        self._guest.await_answer(self._process, url, timeout_s=START_TIMEOUT_S)
 
     def hurry(self) -> None:
         """Be slow no longer."""

@@ -19,7 +19,7 @@ from harness.command import CommandFailed
 from harness.guest import Guest, Process
 
 STORAGE = "/var/lib/registry"
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 
 # Without health checks and upload purging it never touches a storage it only reads.
 CONFIGURATION = """\
@@ -80,10 +80,8 @@ class Registry:
         """
         serve = ["/usr/bin/docker-registry", "serve", f"{self._files}/config.yml"]
         self._process = self._guest.start([*self._within, *serve], log=self._log)
-        retry = ["--retry", "100", "--retry-delay", "0", "--retry-connrefused"]
-        limit = ["--retry-max-time", str(int(START_TIMEOUT_S))]
         url = f"http://{self.address}/v2/"
-        self._guest.run([*self._within, "curl", "-sSf", "-o", "/dev/null", *retry, *limit, url])
+        self._guest.await_answer(self._process, url, within=self._within, timeout_s=START_TIMEOUT_S)
         self.forget()
 
     def stop(self) -> None:
