@@ -8,10 +8,19 @@ MOUNT = "/mnt/image"
 
 
 class LocalImage(NamedTuple):
-    """An image in a directory of the guest: files named by their cookies, `fsid` the bootstrap."""
+    """An image in a directory of the guest: files named by their cookies, `fsid` the bootstrap.
+
+    Without `shared_domain` it is in a domain of its own name.
+    """
 
     directory: str
     fsid: str
+    shared_domain: str = ""
+
+    @property
+    def domain_id(self) -> str:
+        """Where its cache files are."""
+        return self.shared_domain or self.fsid
 
 
 class Runner(Protocol):

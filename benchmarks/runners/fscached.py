@@ -108,7 +108,7 @@ def entry(image: LocalImage) -> dict[str, Any]:
     return {
         "type": "bootstrap",
         "id": image.fsid,
-        "domain_id": image.fsid,
+        "domain_id": image.domain_id,
         "config": {
             "id": image.fsid,
             "backend_type": "localfs",

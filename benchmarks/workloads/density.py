@@ -1,12 +1,13 @@
 """Hundreds of images of 20 blobs each, every one of their thousands of cache files read cold, in
-one daemon; beside one with a single image.
+one daemon; beside one with a single image. With `--long` 1,000 images that have 5,000 cache files.
 
 No two images share a tree, so every blob is a cache file of its own. An image is offered and
 mounted (`start`), then the first 4 KiB of a file of each blob are read (`read`): a miss whose bytes
 are local. Memory is the daemon's own. `restart` is from SIGKILL until the supervisor's next daemon
 answers, with all images; then every blob is read once more (`again`), another chunk of it.
 
-In a guest, where that is slow: tens of images, no restart, and beside a peer if one is given.
+In a guest, where that is slow: tens of images unless `--long`, no restart, and beside a peer if one
+is given.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from hashlib import shake_128
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import probes
 from environments import Options, guest, local, native
@@ -37,10 +38,6 @@ from rafs_v6.tree import Node
 REPETITIONS = 1
 """Every figure is one of hundreds."""
 TAKES_PEER = True
-IMAGES, LONG_IMAGES = 200, 500
-GUEST_IMAGES, LONG_GUEST_IMAGES = 30, 100
-BLOBS = 20
-"""Of a Node.js image, by the EROFS-over-fscache article."""
 SINGLES = 3
 """Daemons with one image: few misses would say little."""
 CHUNK_BYTES = 4096
@@ -52,6 +49,24 @@ SETTINGS = {
 SOURCES = "/srv/density"
 
 Figures = dict[str, list[float]]
+
+
+class Size(NamedTuple):
+    """How many images there are, and how many blobs each has."""
+
+    images: int
+    blobs: int
+
+    @property
+    def cache_files(self) -> int:
+        """Those of all blobs, and of each image's bootstrap."""
+        return self.images * (self.blobs + 1)
+
+
+NATIVE, GUEST = Size(200, 20), Size(30, 20)
+"""Blobs as many as a Node.js image has, by the EROFS-over-fscache article."""
+LONG = Size(1000, 4)
+"""The most objects and cache files that the daemon has budgets for."""
 
 
 class Crowd(Protocol):
@@ -97,9 +112,12 @@ class Here:
         self._mounted.append(at)
         began = time.perf_counter()
         self._daemon.offer(image)
+        offered = time.perf_counter()
+        # Not timed: it lists all of them.
         [known] = [known for known in self._daemon.images() if known["fsid"] == image.fsid]
+        listed = time.perf_counter()
         mount.mount_files(str(at), known["bootstrap"], known["devices"])
-        return (time.perf_counter() - began) * 1e3
+        return (offered - began + time.perf_counter() - listed) * 1e3
 
     def read(self, image: LocalImage, offset: int) -> list[float]:
         """See Crowd."""
@@ -141,7 +159,7 @@ class Inside:
     def mount(self, image: LocalImage) -> float:
         """See Crowd."""
         at = f"/mnt/{image.fsid}"
-        options = f"fsid={image.fsid},domain_id={image.fsid}"
+        options = f"fsid={image.fsid},domain_id={image.domain_id}"
         script = f"mkdir -p {at}; mount -t erofs -o {options} none {at}"
         began = time.perf_counter()
         self._daemon.offer(image)
@@ -173,10 +191,10 @@ class Inside:
 
 def run(options: Options) -> Report:
     """In a guest: the crowd of each daemon, then one image in each."""
-    count = LONG_GUEST_IMAGES if options.long else GUEST_IMAGES
+    size = LONG if options.long else GUEST
     found: dict[str, Figures] = {}
-    with guest.booted(options, [_disk(count)]) as inside:
-        images = [LocalImage(f"{SOURCES}/{n}", f"density-{n}") for n in range(count)]
+    with guest.booted(options, [_disk(size)]) as inside:
+        images = [_named(f"{SOURCES}/{n}", n) for n in range(size.images)]
         daemons: list[Fscached | Peer] = [Fscached(inside)]
         if options.peer:
             daemons.append(Peer(inside, options.peer))
@@ -185,9 +203,9 @@ def run(options: Options) -> Report:
             for _ in range(options.repetitions):
                 _measure(Inside(inside, daemon), images, crowd)
                 _measure(Inside(inside, daemon), images[:1], single)
-        environment = guest.described(inside, options) | _size(count)
+        environment = guest.described(inside, options) | _described(size)
     ours = found[Fscached.name]
-    results = list(_results(ours, found[f"{Fscached.name} single"], count))
+    results = list(_results(ours, found[f"{Fscached.name} single"], size.images))
     if options.peer:
         results += _beside_peer(ours, found[Peer.name])
     return Report(options.bench, environment, results)
@@ -195,9 +213,9 @@ def run(options: Options) -> Report:
 
 def run_native(options: Options) -> Report:
     """The crowd, then daemons with one image."""
-    count = LONG_IMAGES if options.long else IMAGES
+    size = LONG if options.long else NATIVE
     sources = options.scratch / "sources"
-    images = [_image(sources, number) for number in range(count)]
+    images = [_image(sources, number, size.blobs) for number in range(size.images)]
     crowd: Figures = {}
     single: Figures = {}
     for turn in range(options.repetitions):
@@ -205,33 +223,40 @@ def run_native(options: Options) -> Report:
         for number in range(SINGLES):
             place = Here(options.scratch / f"single-{turn}-{number}")
             _measure(place, images[number : number + 1], single)
-    environment = native.described(options) | _size(count)
-    return Report(options.bench, environment, list(_results(crowd, single, count)))
+    environment = native.described(options) | _described(size)
+    return Report(options.bench, environment, list(_results(crowd, single, size.images)))
 
 
-def _size(count: int) -> dict[str, int]:
-    return {"images": count, "cache_files": count * (BLOBS + 1)}
+def _described(size: Size) -> dict[str, int]:
+    return {"images": size.images, "cache_files": size.cache_files}
 
 
-def _disk(count: int) -> Disk:
+def _disk(size: Size) -> Disk:
     """The images on a disk, kept."""
 
     def build(directory: Path) -> None:
-        for number in range(count):
-            _image(directory / "tree", number)
+        for number in range(size.images):
+            _image(directory / "tree", number, size.blobs)
         disk.from_tree(directory / "images.ext4", directory / "tree")
 
-    key = store.key(count, BLOBS, CHUNK_BYTES, FILE_BYTES)
+    key = store.key(*size, CHUNK_BYTES, FILE_BYTES)
     kept = store.kept("bench-density", key, build, keep=2)
     return Disk(kept / "images.ext4", "images", SOURCES, options="ro")
 
 
-def _image(sources: Path, number: int) -> LocalImage:
+def _image(sources: Path, number: int, blobs: int) -> LocalImage:
     """One in a directory of its own, layers of one file each."""
-    directory, fsid = sources / str(number), f"density-{number}"
-    layers = (_layer(f"{fsid} {layer}", layer) for layer in range(BLOBS))
-    local.write(directory, fsid, layers, Format(Compressor.NONE, chunk_bytes=CHUNK_BYTES))
-    return LocalImage(str(directory), fsid)
+    directory = sources / str(number)
+    image = _named(str(directory), number)
+    layers = (_layer(f"{image.fsid} {layer}", layer) for layer in range(blobs))
+    local.write(directory, image.fsid, layers, Format(Compressor.NONE, chunk_bytes=CHUNK_BYTES))
+    return image
+
+
+def _named(directory: str, number: int) -> LocalImage:
+    """In one domain: each has 257 directories of the kernel's, and an ext4 of 2 GiB has inodes for
+    fewer than 500."""
+    return LocalImage(directory, f"density-{number}", shared_domain="density")
 
 
 def _layer(seed: str, number: int) -> Node:
