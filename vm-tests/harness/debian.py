@@ -14,7 +14,7 @@ RELEASE = "bookworm"
 GUEST_PACKAGES = (
     *("python3", "docker-registry", "ca-certificates", "curl", "attr", "strace"),
     *("e2fsprogs", "erofs-utils", "util-linux", "mount", "procps", "kmod", "iproute2"),
-    *("containerd", "runc", "nginx-light"),
+    *("containerd", "runc", "nginx-light", "systemd"),
 )
 """What a guest's root has besides apt's essential set."""
 

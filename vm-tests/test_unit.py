@@ -1,0 +1,107 @@
+"""Everything under the unit that is shipped for cachefiles: its one capability, its system calls,
+its mount namespace. The other unit has fanotify in `tests/native/test_package.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness import disk, inspector, noise
+from harness.daemon import drop_caches
+from harness.guest import Guest
+from harness.manager import Manager
+from harness.node import Node
+from harness.registry import Registry
+
+UNIT = "fscached-cachefiles"
+FILE = Path(__file__).resolve().parent.parent / "docs" / f"{UNIT}.service"
+CAP_SYS_ADMIN = 1 << 21
+
+IMAGE = noise.CRASH[0]
+SHAPE = noise.IMAGES[IMAGE]
+FILE_BLOCKS = SHAPE.file_bytes // noise.BLOCK_BYTES
+WINDOW_BYTES = 1 << 20
+"""Who has read one file has not had the next one fetched with it."""
+MOUNT = "/mnt/image"
+PATIENCE_S = 120.0
+REFUSED = ("Operation not permitted", "Permission denied", "Read-only file system", "Traceback")
+"""What a call, a capability or a directory that is not allowed leaves in the log."""
+
+pytestmark = pytest.mark.cachefiles
+
+
+@pytest.fixture(scope="module")
+def node(
+    boot_guest: Callable[..., Guest], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Node]:
+    """A node whose registry runs and whose daemon is systemd's."""
+    cache = disk.cache(tmp_path_factory.mktemp("disks") / "cache.ext4")
+    guest = boot_guest(disks=[cache, noise.origin().disk])
+    node = Node(guest, Registry(guest))
+    node.registry.start()
+    yield node
+    node.registry.stop()
+
+
+@pytest.fixture
+def manager(node: Node) -> Iterator[Manager]:
+    """systemd, the unit not started."""
+    node.daemon.configure({"log": {"file": ""}, "fetch": {"window_limit_bytes": WINDOW_BYTES}})
+    manager = Manager(node.guest, UNIT, FILE.read_bytes())
+    try:
+        yield manager
+    except BaseException:
+        print(manager.journal())
+        raise
+    finally:
+        manager.end()
+
+
+def test_a_life_under_the_unit(node: Node, manager: Manager) -> None:
+    """Mount, cold reads, `kill -9` of the daemon and of its supervisor, an upgrade, prefetch,
+    trace, repair, culling: nothing is refused."""
+    manager.start()
+    supervisor, daemon = int(manager.property("MainPID")), node.daemon.pid()
+    for pid in (supervisor, daemon):
+        seen = manager.process(pid)
+        assert int(seen["CapEff"], 16) == int(seen["CapBnd"], 16) == CAP_SYS_ADMIN
+        assert (seen["Seccomp"], seen["NoNewPrivs"]) == ("2", "1")
+
+    node.mount(IMAGE, MOUNT)
+    first, second, third, last = names = noise.names(IMAGE)
+    _assert_right(node, first)
+    manager.kill(daemon)
+    _assert_right(node, second)
+    manager.reload()
+    _assert_right(node, third)
+    assert int(manager.property("MainPID")) == supervisor
+    manager.kill(supervisor)
+    _assert_right(node, last)
+    manager.successor(supervisor)
+
+    for words in (
+        ("prefetch", "--wait", MOUNT),
+        ("trace", "show", MOUNT),
+        ("cache", "verify", "--repair"),
+        ("umount", MOUNT),
+        ("cache", "gc", "--all"),
+        ("bugreport", "/run/report.tar.gz"),
+    ):
+        node.guest.run(["fscached", *words], timeout_s=PATIENCE_S)
+    status = node.daemon.status()
+    assert status["cache"]["culled_files"] > 0 and status["totals"]["reads_failed"] == 0
+    node.mount(IMAGE, MOUNT)
+    drop_caches(node.guest)
+    _assert_right(node, *names)
+    node.daemon.umount(MOUNT)
+    manager.stop()
+    assert manager.property("Result") == "success"
+    journal = manager.journal()
+    assert "running" in journal and not [word for word in REFUSED if word in journal], journal
+
+
+def _assert_right(node: Node, *names: str) -> None:
+    reader = inspector.start(node.guest, "stream", MOUNT, *names, timeout_s=PATIENCE_S)
+    seen = inspector.seen(reader, timeout_s=PATIENCE_S)
+    assert (seen["error"], seen["wrong"], seen["blocks"]) == (None, [], len(names) * FILE_BLOCKS)
