@@ -77,6 +77,7 @@ class Folder:
         self._ids = itertools.count(1)
         self._files: dict[ObjectId, File] = {}
         self._by_inode: dict[int, ObjectId] = {}
+        self._keys: set[ObjectKey] = set()
         self._marks: set[int] = set()
         """Inodes that are marked and no object: a predecessor's, or condemned."""
         self._inherits = False
@@ -146,7 +147,7 @@ class Folder:
         path = Path(self.path(key))
         # Whoever offers it next makes a new file, whoever offered it before keeps this one.
         with self._offering:
-            if any(file.key == key for file in list(self._files.values())):
+            if key in self._keys:
                 return False
             try:
                 fd = _open(path)
@@ -186,12 +187,13 @@ class Folder:
         Raises OutOfSpace, OSError (EBUSY: it is condemned).
         """
         with self._offering:
-            if any(file.key == key for file in list(self._files.values())):
+            if key in self._keys:
                 return None
             file = self._prepared(key, Path(self.path(key)), round_up(size_bytes))
             object = ObjectId(next(self._ids))
             self._files[object] = file
             self._by_inode[file.inode] = object
+            self._keys.add(key)
         if file.marked and file.fill_fd is None:
             self._lure(file)
         return object
@@ -268,6 +270,7 @@ class Folder:
         with self._lock:
             file = self._files.pop(object)
             del self._by_inode[file.inode]
+            self._keys.remove(file.key)
             if file.marked:
                 self._marks.add(file.inode)
         self._close_fill(file)
