@@ -6,7 +6,7 @@ random order. `timed`: the same; forgets the file's pages first and prints the m
 read. `sequential FILE`: all of it; prints seconds. `start SOCKET PROGRAM ARGUMENT...`: start a
 daemon, print the seconds from exec until its API answers there, and its process id.
 
-`heads DIRECTORY OFFSET`: 4 KiB at an offset of each file of an image of `density`, by its number;
+`heads OFFSET DIRECTORY...`: 4 KiB at an offset of each file of images of `density`, by its number;
 prints microseconds.
 
 `single read|map FILE PAUSE_S OFFSET...`: 4 KiB from every offset, by pread without readahead or of
@@ -178,7 +178,7 @@ PROBES: dict[str, Callable[..., None]] = {
     "timed": timed,
     "single": single,
     "ranges": ranges,
-    "heads": lambda directory, offset: print(*heads(directory, offset)),
+    "heads": lambda offset, *all: print(*(us for each in all for us in heads(each, offset))),
     "start": start,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Any
 
 from environments.guest import probe
@@ -66,9 +67,13 @@ class Fscached:
 
     def offer(self, image: LocalImage) -> None:
         """Have it served."""
-        body = json.dumps(entry(image))
-        put = f"curl -sSf --unix-socket {SOCKET} -X PUT --data-binary @- http://d/api/v2/blobs"
-        self._guest.run(put, input=body.encode())
+        self._guest.run(self.offering(image))
+
+    def offering(self, image: LocalImage) -> str:
+        """The script that has it served."""
+        body = shlex.quote(json.dumps(entry(image)))
+        options = f"-sSf --unix-socket {SOCKET} -X PUT --data-binary {body}"
+        return f"curl {options} http://d/api/v2/blobs"
 
     def pull(self, reference: str) -> None:
         """Mount an image of a registry."""

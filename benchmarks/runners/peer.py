@@ -69,9 +69,13 @@ class Peer:
 
     def offer(self, image: LocalImage) -> None:
         """Have it served, without prefetch."""
+        self._guest.run(self.offering(image))
+
+    def offering(self, image: LocalImage) -> str:
+        """The script that has it served, without prefetch."""
         wanted = entry(image)
         wanted["config"]["prefetch_config"] = NO_PREFETCH
-        self._guest.run(_put(wanted))
+        return _put(wanted)
 
     def offered(self, registry: str, reference: str, *, prefetch: bool) -> str:
         """The script that has an image of a registry mounted at `MOUNT`; its bootstrap is here

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import shake_128
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -47,6 +47,7 @@ SETTINGS = {
     "fetch": {"window_bytes": CHUNK_BYTES, "window_limit_bytes": CHUNK_BYTES},
 }
 SOURCES = "/srv/density"
+READ_TIMEOUT_S = 1200.0
 
 Figures = dict[str, list[float]]
 
@@ -78,8 +79,8 @@ class Crowd(Protocol):
         """Milliseconds until it can be read."""
         ...
 
-    def read(self, image: LocalImage, offset: int) -> list[float]:
-        """Microseconds of one read from each blob."""
+    def read(self, images: Sequence[LocalImage], offset: int) -> list[float]:
+        """Microseconds of one read from each blob of each."""
         ...
 
     def drop_caches(self) -> None: ...
@@ -119,9 +120,10 @@ class Here:
         mount.mount_files(str(at), known["bootstrap"], known["devices"])
         return (offered - began + time.perf_counter() - listed) * 1e3
 
-    def read(self, image: LocalImage, offset: int) -> list[float]:
+    def read(self, images: Sequence[LocalImage], offset: int) -> list[float]:
         """See Crowd."""
-        return list(probes.heads(str(self._scratch / image.fsid), offset))
+        directories = (str(self._scratch / image.fsid) for image in images)
+        return [us for directory in directories for us in probes.heads(directory, offset)]
 
     def drop_caches(self) -> None:
         """See Crowd."""
@@ -162,13 +164,13 @@ class Inside:
         options = f"fsid={image.fsid},domain_id={image.domain_id}"
         script = f"mkdir -p {at}; mount -t erofs -o {options} none {at}"
         began = time.perf_counter()
-        self._daemon.offer(image)
-        self._guest.run(script)
+        self._guest.run(f"{self._daemon.offering(image)}; {script}")
         return (time.perf_counter() - began) * 1e3
 
-    def read(self, image: LocalImage, offset: int) -> list[float]:
+    def read(self, images: Sequence[LocalImage], offset: int) -> list[float]:
         """See Crowd."""
-        said = guest.probe(self._guest, "heads", f"/mnt/{image.fsid}", offset)
+        directories = (f"/mnt/{image.fsid}" for image in images)
+        said = guest.probe(self._guest, "heads", offset, *directories, timeout_s=READ_TIMEOUT_S)
         return [float(word) for word in said.split()]
 
     def drop_caches(self) -> None:
@@ -274,12 +276,11 @@ def _measure(crowd: Crowd, images: list[LocalImage], into: Figures) -> None:
             figures["start"].append(crowd.mount(image))
         figures["mounted"].append(crowd.resident_mib())
         crowd.drop_caches()
-        figures["read"] += [us for image in images for us in crowd.read(image, 0)]
+        figures["read"] += crowd.read(images, 0)
         figures["resident"].append(crowd.resident_mib())
         if (seconds := crowd.restart()) is not None:
             figures["restart"].append(seconds)
-            again = (crowd.read(image, 2 * CHUNK_BYTES) for image in images)
-            figures["again"] += [us for each in again for us in each]
+            figures["again"] += crowd.read(images, 2 * CHUNK_BYTES)
             figures["restarted"].append(crowd.resident_mib())
     finally:
         crowd.stop()
