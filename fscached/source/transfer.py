@@ -20,7 +20,7 @@ from fscached.source.link import Link
 from fscached.source.origin import USER_AGENT, Traffic, Trust
 from fscached.source.outlet import Outlet
 from fscached.source.respite import Respites
-from fscached.source.window import Window, offer, round_trip_s
+from fscached.source.window import Window, offer, round_trip_s, server
 
 # Bodies of refusals are read up to this so that the connection can be used again.
 DRAIN_LIMIT_BYTES: Final = 64 << 10
@@ -28,6 +28,7 @@ DRAIN_LIMIT_BYTES: Final = 64 << 10
 RECEIVE_BYTES: Final = 256 << 10
 # No connection gets on with less: some segments and their acknowledgements.
 _WINDOW_LEAST_BYTES: Final = 16 << 10
+_SERVERS_LIMIT: Final = 64
 _STALL_CHECKS: Final = 4
 _E_TOO_LARGE: Final = 100  # CURLE_TOO_LARGE of curl.h: headers without end; pycurl has no name
 
@@ -252,6 +253,9 @@ class _Lane:
         if window is not None:
             self.options = options | {pycurl.SOCKOPTFUNCTION: partial(self._opened, window)}
         self.windows: dict[int, Window] = {}
+        self._known: dict[object, int] = {}
+        """What windows came to, by servers: a transfer that is given up takes its connection along,
+        not what it has found out."""
         self._fd = -1
         self.outlet = outlet
         self.slots = asyncio.Semaphore(connections)
@@ -279,7 +283,12 @@ class _Lane:
         """So many bytes of use have come on the connection whose turn it is."""
         window = self.windows.get(self._fd)
         if window is not None and window.received(size_bytes, self.loop.time()):
-            offer(self._fd, window.adapt(round_trip_s(self._fd)))
+            other = server(self._fd)
+            offered = window.adapt(round_trip_s(self._fd), self._known.pop(other, 0))
+            self._known[other] = offered
+            if len(self._known) > _SERVERS_LIMIT:
+                del self._known[next(iter(self._known))]
+            offer(self._fd, offered)
 
     def hold(self) -> None:
         self.held = True

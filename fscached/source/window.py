@@ -57,11 +57,14 @@ class Window:
         self._began_s, self._received_bytes = now_s, 0
         return True
 
-    def adapt(self, round_trip_s: float) -> int:
-        """The window to offer from now on."""
-        self._offered = True
-        wanted = max(self._speeds, default=0.0) * (round_trip_s + ALLOWANCE_S)
-        wanted = min(wanted, self.size_bytes * GROWTH_LIMIT)
+    def adapt(self, round_trip_s: float, known_bytes: int = 0) -> int:
+        """The window to offer from now on; at first what others to the same server came to, if that
+        is known."""
+        if self._offered:
+            wanted = max(self._speeds, default=0.0) * (round_trip_s + ALLOWANCE_S)
+            wanted = min(wanted, self.size_bytes * GROWTH_LIMIT)
+        else:
+            self._offered, wanted = True, known_bytes
         self.size_bytes = round(min(max(wanted, self._least_bytes), self._most_bytes))
         return self.size_bytes
 
@@ -73,6 +76,13 @@ def round_trip_s(fd: int) -> float:
         if len(info) == _MIN_RTT.size:
             return float(_MIN_RTT.unpack(info)[0]) / 1e6
     return 0.0
+
+
+def server(fd: int) -> object:
+    """Who is at the other end of a connection; None where the kernel does not say."""
+    with suppress(OSError), _borrowed(fd) as connection:
+        return connection.getpeername()
+    return None
 
 
 def offer(fd: int, size_bytes: int) -> None:

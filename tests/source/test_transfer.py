@@ -238,6 +238,38 @@ async def test_only_what_nobody_waits_for_has_a_narrow_window(server: FaultyServ
     assert windows[Priority.DEMAND] > 64 << 10
 
 
+@pytest.mark.asyncio
+async def test_a_new_connection_begins_with_the_window_that_the_last_one_had(
+    server: FaultyServer,
+) -> None:
+    """A transfer that is given up takes its connection along, and not what it has found out."""
+    limits = {"prefetch_window_bytes": 32 << 10, "prefetch_window_limit_bytes": 1 << 20}
+    transfers = Transfers(prefetch_connections=1, **limits)
+    before = set(_receive_buffers(server.host))
+    for _ in range(3):
+        await Fetch(transfers, server.host, 0, len(BLOB), Priority.EXPECTED).reply()
+    [(grown, size_bytes)] = set(_receive_buffers(server.host).items())
+    assert grown not in before and size_bytes > 4 * 64 << 10
+    never = asyncio.Event()
+
+    async def half(_: Seen, writer: asyncio.StreamWriter) -> None:
+        writer.write(part_head(0, len(BLOB), len(BLOB)) + BLOB[:1000])
+        await never.wait()
+
+    server.answers = [half]
+    given_up = Fetch(transfers, server.host, 0, len(BLOB), Priority.EXPECTED)
+    await given_up.began.wait()
+    given_up.task.cancel()
+    await asyncio.wait([given_up.task])
+    again = Fetch(transfers, server.host, 0, len(BLOB), Priority.EXPECTED)
+    await again.began.wait()
+    [(new, begun_bytes)] = set(_receive_buffers(server.host).items())
+    assert new != grown and begun_bytes >= size_bytes / 2
+    await again.reply()
+    never.set()
+    await transfers.close()
+
+
 def _receive_buffers(host: str) -> dict[int, int]:
     """Of our connections to a server, by their local ports."""
     found = {}

@@ -46,6 +46,18 @@ def test_it_begins_with_the_least_and_is_offered_at_once() -> None:
     assert not window.received(1, 5.1)
 
 
+def test_what_others_came_to_is_where_it_begins() -> None:
+    """Within its limits, and from there as ever."""
+    window = Window(LEAST, MOST)
+    assert window.received(1, 5.0)
+    assert window.adapt(0.02, 900 * KIB) == 900 * KIB
+    settle(window, 10e6, 0.02)
+    assert window.size_bytes < 300 * KIB
+    other = Window(LEAST, MOST)
+    assert other.received(1, 5.0)
+    assert other.adapt(0.02, 2 * MOST) == MOST
+
+
 def test_it_shrinks_when_the_link_does() -> None:
     """Within some looks."""
     window = Window(LEAST, MOST)
