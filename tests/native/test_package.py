@@ -32,6 +32,8 @@ while data := os.read(fd, 65536):
 print(json.dumps({"sha256": digest.hexdigest(), "longest_s": longest}))
 """
 CAP_SYS_ADMIN = 1 << 21
+REFUSED = ("Operation not permitted", "Permission denied", "Read-only file system", "Traceback")
+"""What a call, a capability or a directory that is not allowed leaves in the log."""
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -106,7 +108,7 @@ def test_a_life_of_the_package(
     packages: tuple[Path, Path], computer: Machine, registry: Origin, capsys
 ) -> None:
     """Installed without a network; the server is what was started; sandboxed; a newer one and then
-    the older one again under a cold read; and nothing is left of it."""
+    the older one again under a cold read; nothing is refused; and nothing is left of it."""
     first, second = packages
     computer.run("dpkg", "-i", computer.put(first), network=False)
     assert "v0.1.0" in computer.run("fscached", "--version").stdout
@@ -160,7 +162,20 @@ def test_a_life_of_the_package(
         assert dict(after["totals"])["reads_failed"] == 0  # type: ignore[call-overload]
         pauses[package.name] = (installed_s, seen["longest_s"])
 
-    computer.run("fscached", "cache", "verify")
+    computer.run("mkdir", "/others")
+    other = registry.add("other", image_of(noise(91, 1, MIB), chunk_bytes=65536))
+    for words in (
+        ("mount", other, "/others"),
+        ("prefetch", "--wait", "/others"),
+        ("trace", "show", "/images"),
+        ("cache", "verify", "--repair"),
+        ("umount", "/others"),
+        ("cache", "gc", "--all"),
+        ("bugreport", "/run/report.tar.gz"),
+    ):
+        computer.run("fscached", *words)
+    journal = computer.run("journalctl", "-u", "fscached", "-o", "cat").stdout
+    assert "running" in journal and not [word for word in REFUSED if word in journal], journal
     computer.run("dpkg", "-P", "fscached")
     assert computer.run("findmnt", "-rn", "-t", "erofs", check=False).stdout == ""
     left = [path for path in computer.upper.rglob("*fscached*") if not path.is_char_device()]
