@@ -32,7 +32,8 @@ from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.source import Priority
 from fscached.source.origin import Traffic, Trust
-from fscached.source.transfer import Request, Transfers
+from fscached.source.request import Request
+from fscached.source.transfer import Transfers
 
 REPETITIONS = 7
 FILE_BYTES = 256 << 20

@@ -24,7 +24,7 @@ from fscached.source.origin import Trust, is_loopback, origin_of
 from fscached.source.patience import RETRIED_STATUSES, Busy, retry_after_s
 from fscached.source.redirect import Route
 from fscached.source.registry import Registry
-from fscached.source.transfer import Pace, Reply, Request
+from fscached.source.request import Pace, Reply, Request
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from fscached.source import Fault, Priority, Refusal, SourceError
 from fscached.source.patience import RETRIED_STATUSES, Busy, retry_after_s
 from fscached.source.redirect import Route
-from fscached.source.transfer import Reply, Request
+from fscached.source.request import Reply, Request
 
 UNAUTHORISED_STATUSES: Final = frozenset({400, 401, 403})
 """What servers answer to an authorisation that is none, or no longer (S3: 400 ExpiredToken)."""

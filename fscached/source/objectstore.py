@@ -10,8 +10,8 @@ from fscached.source import Fault, Priority, SourceError
 from fscached.source.endpoint import UNAUTHORISED_STATUSES, refusal
 from fscached.source.origin import Trust, origin_of
 from fscached.source.redirect import Route
+from fscached.source.request import Reply, Request
 from fscached.source.signature import Key, OssSigner, S3Signer, Signer, object_path
-from fscached.source.transfer import Reply, Request
 
 _BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BUCKET: Final = re.compile(r"[a-z0-9A-Z][a-z0-9A-Z._-]{0,254}")

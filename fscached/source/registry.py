@@ -11,7 +11,7 @@ from fscached.source.endpoint import refusal
 from fscached.source.origin import Trust, origin_of
 from fscached.source.redirect import Route
 from fscached.source.reference import REPOSITORY
-from fscached.source.transfer import Reply, Request
+from fscached.source.request import Reply, Request
 
 _BLOB_ID: Final = re.compile(r"[0-9a-f]{64}")
 _AUTHORIZATION: Final = "Authorization: "

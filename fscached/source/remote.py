@@ -14,8 +14,9 @@ from fscached.source.endpoint import UNAUTHORISED_STATUSES, Endpoint, refusal
 from fscached.source.origin import Traffic, origin_of
 from fscached.source.patience import Busy, Patience
 from fscached.source.redirect import REDIRECT_STATUSES, STALE_STATUSES, Route, Routes, follow
+from fscached.source.request import Reply, Request
 from fscached.source.trail import Trail, Trails
-from fscached.source.transfer import Reply, Request, Transfers
+from fscached.source.transfer import Transfers
 
 # What must come within each deadline (see Source.read).
 _STEP_BYTES: Final = 1 << 20

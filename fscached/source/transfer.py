@@ -1,366 +1,28 @@
-"""Ranged GETs at the speed of curl, turned by the event loop; prefetch gives way to demand.
+"""All data connections: ranged GETs at the speed of curl; prefetch gives way to demand.
 
-Every answer's status and headers are judged before its first byte is handed on. Redirects, 401s
-and retries are the caller's: here one request gets one reply.
+Redirects, 401s and retries are the caller's: here one request gets one reply.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import pycurl
 
 from fscached.source import Fault, Priority, SourceError
-from fscached.source.content_range import RangeError, promised_bytes
+from fscached.source.lane import OPTIONS, STALL_CHECKS, Lane, Transfer
 from fscached.source.link import Link
-from fscached.source.origin import USER_AGENT, Traffic, Trust
+from fscached.source.origin import Traffic
 from fscached.source.outlet import Outlet
+from fscached.source.request import Reply, Request
 from fscached.source.respite import Respites
-from fscached.source.window import Window, offer, round_trip_s, server
+from fscached.source.window import Window
 
-# Bodies of refusals are read up to this so that the connection can be used again.
-DRAIN_LIMIT_BYTES: Final = 64 << 10
-# Measured on loopback, 1 MiB ranges: 64 KiB is 13 % slower, more than 128 KiB gains nothing sure.
-RECEIVE_BYTES: Final = 256 << 10
 # No connection gets on with less: some segments and their acknowledgements.
 _WINDOW_LEAST_BYTES: Final = 16 << 10
-_SERVERS_LIMIT: Final = 64
-_STALL_CHECKS: Final = 4
-_E_TOO_LARGE: Final = 100  # CURLE_TOO_LARGE of curl.h: headers without end; pycurl has no name
-
-_OPTIONS: Final[dict[int, Any]] = {
-    pycurl.NOSIGNAL: 1,
-    pycurl.BUFFERSIZE: RECEIVE_BYTES,
-    pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
-    pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
-    pycurl.NOPROXY: "",  # not the environment's
-    pycurl.TCP_KEEPALIVE: 1,
-    pycurl.USERAGENT: USER_AGENT,
-}
-# Faults of curl's that no second try mends; all others are the network's.
-_LASTING: Final = {
-    pycurl.E_PEER_FAILED_VERIFICATION: Fault.PROTOCOL,
-    pycurl.E_SSL_CACERT_BADFILE: Fault.LOCAL,
-    pycurl.E_OUT_OF_MEMORY: Fault.LOCAL,
-    pycurl.E_UNSUPPORTED_PROTOCOL: Fault.PROTOCOL,
-    pycurl.E_URL_MALFORMAT: Fault.PROTOCOL,
-    pycurl.E_FTP_WEIRD_SERVER_REPLY: Fault.PROTOCOL,
-    _E_TOO_LARGE: Fault.PROTOCOL,
-}
-
-
-class Pace(NamedTuple):
-    """A transfer slower than `bytes_s` for `seconds` on end has failed; 0: however slow it is."""
-
-    bytes_s: int
-    seconds: int
-
-
-class Request(NamedTuple):
-    """A GET of bytes [start, end). `headers` are whole lines, `Name: value`, that were checked to
-    hold no line end. `proxy` is the URL of an HTTP proxy to ask through; empty: none."""
-
-    url: str
-    headers: tuple[str, ...]
-    start: int
-    end: int
-    priority: Priority
-    trust: Trust
-    proxy: str = ""
-    pace: Pace = Pace(0, 0)
-
-
-class Reply(NamedTuple):
-    """How one request ended. Without a `fault` the exchange was sound, whatever its `status` says,
-    and for 200 and 206 `fed_bytes` is all the server promised. `headers` has lower-case names,
-    repeated ones joined by a comma. `reason` explains a fault and holds no secret."""
-
-    status: int
-    headers: dict[str, str]
-    fed_bytes: int
-    fault: Fault | None
-    reason: str
-
-
-class _Transfer:
-    """One curl handle, used for one request after the other."""
-
-    def __init__(self, lane: _Lane) -> None:
-        self._lane = lane
-        self._lines: list[bytes] = []
-        self._trust: Trust | None = None
-        self._headers: tuple[str, ...] | None = None
-        self._proxy: str | None = None
-        self._pace = Pace(0, 0)
-        curl = self.curl = pycurl.Curl()
-        for option, value in lane.options.items():
-            curl.setopt(option, value)
-        curl.setopt(pycurl.HEADERFUNCTION, self._lines.append)
-        # A view of curl's own buffer: 8 % of a 1 MiB read on loopback was the copy into bytes.
-        curl.setopt(pycurl.WRITEFUNCTION, self._body, use_memoryview=True)
-
-    async def run(
-        self,
-        request: Request,
-        feed: Callable[[memoryview], None],
-        traffic: Traffic,
-        accepted: Callable[[], None] | None,
-    ) -> Reply:
-        self._request, self._feed, self._accepted = request, feed, accepted
-        self._status, self._answer = 0, dict[str, str]()
-        self._promised = self._received = self._fed = 0
-        self._verdict: tuple[Fault, str] | None = None
-        self._raised: BaseException | None = None
-        self._progress = self._still_checks = 0
-        self._lines.clear()
-        self._prepare(request)
-        self.future: asyncio.Future[Reply] = self._lane.loop.create_future()
-        self._lane.add(self)
-        try:
-            reply = await self.future
-        finally:
-            self._lane.remove(self)
-            # curl knows whether it came to sending: a refused connection is no request.
-            traffic.requests += self.curl.getinfo(pycurl.REQUEST_SIZE) > 0
-            traffic.received_bytes += self._received
-            del self._feed, self._accepted
-        if self._raised is not None:
-            raise self._raised
-        return reply
-
-    def finish(self, code: int, text: str) -> None:
-        """curl is done with it; 0 is success."""
-        if not self.future.done():
-            self.future.set_result(self._reply(code, text))
-
-    def fail(self, fault: Fault, reason: str) -> None:
-        """End it from outside."""
-        self._verdict = fault, reason
-        self.finish(0, "")
-
-    def check_progress(self) -> bool:
-        """Whether a byte or a header came since one of the last few checks."""
-        progress = self._received + len(self._lines)
-        self._still_checks = 0 if progress != self._progress else self._still_checks + 1
-        self._progress = progress
-        return self._still_checks < _STALL_CHECKS
-
-    def pause(self, how: int) -> None:
-        # curl refuses while there is no connection; then the first byte finds the lane held.
-        with suppress(pycurl.error):
-            self.curl.pause(how)
-
-    def forgive(self) -> None:
-        """A transfer that was told to wait has not stalled."""
-        self._still_checks = 0
-
-    def _prepare(self, request: Request) -> None:
-        curl = self.curl
-        curl.setopt(pycurl.URL, request.url)
-        curl.setopt(pycurl.RANGE, f"{request.start}-{request.end - 1}")
-        if request.headers != self._headers:
-            self._headers = request.headers
-            curl.setopt(pycurl.HTTPHEADER, ["Accept-Encoding: identity", *request.headers])
-        if (proxy := request.proxy or self._lane.outlet.of(request.url)) != self._proxy:
-            self._proxy = proxy
-            curl.setopt(pycurl.PROXY, proxy)
-        if request.pace != self._pace:
-            self._pace = request.pace
-            curl.setopt(pycurl.LOW_SPEED_LIMIT, request.pace.bytes_s)
-            curl.setopt(pycurl.LOW_SPEED_TIME, request.pace.seconds)
-        if request.trust is not self._trust:
-            self._trust = request.trust
-            curl.setopt(pycurl.SSL_VERIFYPEER, request.trust.verify)
-            curl.setopt(pycurl.SSL_VERIFYHOST, 2 if request.trust.verify else 0)
-            curl.setopt(pycurl.CAINFO, request.trust.bundle)
-
-    def _body(self, data: memoryview) -> int | None:
-        lane = self._lane
-        if lane.held:
-            return pycurl.WRITEFUNC_PAUSE
-        if self.future.done():  # given up, but its task has not run yet: not one byte more
-            return -1
-        try:
-            if not self._status:
-                self._judge()
-            size = len(data)
-            self._received += size
-            if self._received > self._promised:
-                return self._surplus()
-            self._feed(data)
-            self._fed += size
-            if lane.windows:
-                lane.received(size)
-        except BaseException as error:  # curl would print it and carry on
-            self._raised = error
-            return -1
-        return None
-
-    def _judge(self) -> None:
-        """Read status and headers, once, before the first byte of the body."""
-        self._status, self._answer = _read_head(self._lines)
-        if self._status not in (200, 206):
-            return
-        request = self._request
-        try:
-            self._promised = promised_bytes(self._status, self._answer, request.start, request.end)
-        except RangeError as error:
-            self._verdict = Fault.PROTOCOL, str(error)
-        else:
-            if self._accepted is not None:
-                self._accepted()
-
-    def _surplus(self) -> int | None:
-        """A body nobody asked for: of a refusal it is drained, of anything else it ends here."""
-        if self._promised:
-            self._verdict = Fault.PROTOCOL, "the body goes on behind the range that was promised"
-        if self._verdict is None and self._received <= DRAIN_LIMIT_BYTES:
-            return None
-        return -1
-
-    def _reply(self, code: int, text: str) -> Reply:
-        if not self._status and code == pycurl.E_OK:
-            self._judge()
-        fault, reason = self._verdict or self._ending(code, text)
-        return Reply(self._status, self._answer, self._fed, fault, reason)
-
-    def _ending(self, code: int, text: str) -> tuple[Fault | None, str]:
-        refused_at_length = code == pycurl.E_WRITE_ERROR and not self._promised
-        if code != pycurl.E_OK and not refused_at_length:
-            return _LASTING.get(code, Fault.NETWORK), text or pycurl.easy_strerror(code)
-        if self._fed < self._promised:
-            return Fault.NETWORK, f"broke off after {self._fed} of {self._promised} bytes"
-        return None, ""
-
-
-class _Lane:
-    """The connections of one priority: a curl multi handle on the event loop."""
-
-    def __init__(
-        self,
-        connections: int,
-        options: dict[int, Any],
-        outlet: Outlet,
-        window: Callable[[], Window] | None = None,
-    ) -> None:
-        """`window` makes what a connection offers at first; None: the kernel decides."""
-        self.loop = asyncio.get_running_loop()
-        self.options = options
-        if window is not None:
-            self.options = options | {pycurl.SOCKOPTFUNCTION: partial(self._opened, window)}
-        self.windows: dict[int, Window] = {}
-        self._known: dict[object, int] = {}
-        """What windows came to, by servers: a transfer that is given up takes its connection along,
-        not what it has found out."""
-        self._fd = -1
-        self.outlet = outlet
-        self.slots = asyncio.Semaphore(connections)
-        self.held = False
-        self.running: dict[pycurl.Curl, _Transfer] = {}
-        self.idle: list[_Transfer] = []
-        self._timer: asyncio.Handle | None = None
-        self._interest: dict[int, int] = {}
-        self._multi = multi = pycurl.CurlMulti()
-        multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        multi.setopt(pycurl.M_SOCKETFUNCTION, self._watch)
-        multi.setopt(pycurl.M_TIMERFUNCTION, self._schedule)
-
-    def add(self, transfer: _Transfer) -> None:
-        self.running[transfer.curl] = transfer
-        self._multi.add_handle(transfer.curl)
-        self._turn(pycurl.SOCKET_TIMEOUT, 0)
-
-    def remove(self, transfer: _Transfer) -> None:
-        """Forget a transfer; one that is under way loses its connection."""
-        if self.running.pop(transfer.curl, None) is not None:
-            self._multi.remove_handle(transfer.curl)
-
-    def received(self, size_bytes: int) -> None:
-        """So many bytes of use have come on the connection whose turn it is."""
-        window = self.windows.get(self._fd)
-        if window is not None and window.received(size_bytes, self.loop.time()):
-            other = server(self._fd)
-            offered = window.adapt(round_trip_s(self._fd), self._known.pop(other, 0))
-            self._known[other] = offered
-            if len(self._known) > _SERVERS_LIMIT:
-                del self._known[next(iter(self._known))]
-            offer(self._fd, offered)
-
-    def hold(self) -> None:
-        self.held = True
-        for window in self.windows.values():
-            window.pause()
-        for transfer in self.running.values():
-            transfer.pause(pycurl.PAUSE_RECV)
-
-    def release(self) -> None:
-        self.held = False
-        for transfer in self.running.values():
-            transfer.forgive()
-            transfer.pause(pycurl.PAUSE_CONT)
-
-    def close(self) -> None:
-        for transfer in list(self.running.values()):
-            transfer.fail(Fault.LOCAL, "the daemon is closing its connections")
-            self.remove(transfer)
-        while self.idle:
-            self.idle.pop().curl.close()
-        self._multi.close()
-        self._schedule(-1)
-
-    def _opened(self, window: Callable[[], Window], fd: int, _purpose: int) -> int:
-        self.windows[fd] = window()
-        return pycurl.SOCKOPT_OK
-
-    def _turn(self, fd: int, events: int) -> None:
-        self._fd = fd
-        _, running = self._multi.socket_action(fd, events)
-        if running < len(self.running):
-            self._reap()
-
-    def _reap(self) -> None:
-        _, done, broken = self._multi.info_read()
-        for curl in done:
-            self._end(curl, pycurl.E_OK, "")
-        for curl, code, text in broken:
-            self._end(curl, code, text)
-
-    def _end(self, curl: pycurl.Curl, code: int, text: str) -> None:
-        transfer = self.running[curl]
-        transfer.finish(code, text)
-        self.remove(transfer)
-
-    def _watch(self, what: int, fd: int, _multi: pycurl.CurlMulti, _data: object) -> None:
-        """curl wants other events of a socket; IN and OUT are the bits of CSELECT_ too."""
-        wanted = 0 if what == pycurl.POLL_REMOVE else what
-        changed = wanted ^ self._interest.get(fd, 0)
-        if changed & pycurl.POLL_IN:
-            if wanted & pycurl.POLL_IN:
-                self.loop.add_reader(fd, self._turn, fd, pycurl.CSELECT_IN)
-            else:
-                self.loop.remove_reader(fd)
-        if changed & pycurl.POLL_OUT:
-            if wanted & pycurl.POLL_OUT:
-                self.loop.add_writer(fd, self._turn, fd, pycurl.CSELECT_OUT)
-            else:
-                self.loop.remove_writer(fd)
-        if wanted:
-            self._interest[fd] = wanted
-        else:
-            self._interest.pop(fd, None)
-
-    def _schedule(self, timeout_ms: int) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if timeout_ms >= 0:
-            self._timer = self.loop.call_later(
-                timeout_ms / 1000, self._turn, pycurl.SOCKET_TIMEOUT, 0
-            )
 
 
 class Transfers:
@@ -389,16 +51,16 @@ class Transfers:
         link: Link | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        options = _OPTIONS | {pycurl.CONNECTTIMEOUT_MS: round(connect_timeout_s * 1000)}
+        options = OPTIONS | {pycurl.CONNECTTIMEOUT_MS: round(connect_timeout_s * 1000)}
         limits = [
             max(size_bytes // prefetch_connections, _WINDOW_LEAST_BYTES)
             for size_bytes in (prefetch_window_bytes, prefetch_window_limit_bytes)
         ]
         outlet = outlet or Outlet()
-        self._demand = _Lane(demand_connections, options, outlet)
+        self._demand = Lane(demand_connections, options, outlet)
         window = partial(Window, *limits)
-        self._expected = _Lane(prefetch_connections, options, outlet, window)
-        self._prefetch = _Lane(prefetch_connections, options, outlet, window)
+        self._expected = Lane(prefetch_connections, options, outlet, window)
+        self._prefetch = Lane(prefetch_connections, options, outlet, window)
         self._stall_timeout_s = stall_timeout_s
         self._stall_timer: asyncio.TimerHandle | None = None
         self._quiet_s = prefetch_quiet_s
@@ -460,7 +122,7 @@ class Transfers:
 
     async def _run(
         self,
-        lane: _Lane,
+        lane: Lane,
         request: Request,
         feed: Callable[[memoryview], None],
         traffic: Traffic,
@@ -469,8 +131,8 @@ class Transfers:
         if self._closed:
             raise SourceError("the daemon is closing its connections", Fault.LOCAL)
         if self._stall_timer is None:
-            self._stall_timer = self._after(self._stall_timeout_s / _STALL_CHECKS, self._check)
-        transfer = lane.idle.pop() if lane.idle else _Transfer(lane)
+            self._stall_timer = self._after(self._stall_timeout_s / STALL_CHECKS, self._check)
+        transfer = lane.idle.pop() if lane.idle else Transfer(lane)
         try:
             return await transfer.run(request, feed, traffic, accepted)
         finally:
@@ -518,31 +180,16 @@ class Transfers:
             if not transfer.check_progress():
                 transfer.fail(Fault.NETWORK, f"no byte came for {self._stall_timeout_s:g} s")
         if any(lane.running for lane in self._lanes):
-            self._stall_timer = self._after(self._stall_timeout_s / _STALL_CHECKS, self._check)
+            self._stall_timer = self._after(self._stall_timeout_s / STALL_CHECKS, self._check)
 
-    def _live(self) -> Iterator[_Transfer]:
+    def _live(self) -> Iterator[Transfer]:
         for lane in self._lanes:
             if not lane.held:
                 yield from lane.running.values()
 
     @property
-    def _lanes(self) -> tuple[_Lane, ...]:
+    def _lanes(self) -> tuple[Lane, ...]:
         return self._demand, self._expected, self._prefetch
 
     def _after(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
         return self._loop.call_later(delay_s, call)
-
-
-def _read_head(lines: list[bytes]) -> tuple[int, dict[str, str]]:
-    """Status and headers; after an interim answer (100, 103) only the last answer's count."""
-    status, fields = 0, dict[str, str]()
-    for line in lines:
-        text = line.decode("latin-1")
-        if text.startswith("HTTP/"):
-            code = text.split(" ")[1][:3]  # curl has checked that it is there
-            status, fields = int(code) if code.isdecimal() else 0, {}
-        elif ":" in text:
-            name, _, value = text.partition(":")
-            key, value = name.strip().lower(), value.strip()
-            fields[key] = f"{fields[key]}, {value}" if key in fields else value
-    return status, fields

@@ -27,7 +27,7 @@ from fscached.source.origin import Trust, origin_of
 from fscached.source.patience import Busy, Refusal
 from fscached.source.redirect import Route
 from fscached.source.registry import Registry
-from fscached.source.transfer import Pace, Reply, Request
+from fscached.source.request import Pace, Reply, Request
 from tests.source.conftest import BLOB_ID, REPOSITORY
 from tests.source.faulty import FaultyServer, answer
 

@@ -15,7 +15,8 @@ from fscached.source import Fault, Priority, SourceError
 from fscached.source.exchange import Exchange
 from fscached.source.origin import Traffic, Trust
 from fscached.source.outlet import Outlet
-from fscached.source.transfer import Request, Transfers
+from fscached.source.request import Request
+from fscached.source.transfer import Transfers
 from tests.source.conftest import BLOB
 from tests.source.faulty import FaultyServer, answer, faulty_server
 

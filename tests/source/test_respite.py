@@ -9,8 +9,9 @@ import pytest
 from fscached.source import Priority
 from fscached.source.exchange import Exchange
 from fscached.source.origin import Traffic, Trust
+from fscached.source.request import Request
 from fscached.source.respite import ORIGINS_LIMIT, Respites
-from fscached.source.transfer import Request, Transfers
+from fscached.source.transfer import Transfers
 from tests.source.faulty import FaultyServer, answer
 
 pytestmark = pytest.mark.asyncio

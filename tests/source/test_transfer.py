@@ -18,7 +18,8 @@ import uvloop
 from fscached.source import Fault, Priority, SourceError
 from fscached.source.link import Link
 from fscached.source.origin import Traffic, Trust
-from fscached.source.transfer import Reply, Request, Transfers
+from fscached.source.request import Reply, Request
+from fscached.source.transfer import Transfers
 from tests.source.conftest import BLOB
 from tests.source.faulty import FaultyServer, Seen, answer, faulty_server, part_head
 
