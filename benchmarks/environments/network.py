@@ -1,5 +1,7 @@
 """A node, its origin and a peer in one guest: each in a network namespace, on links like real ones.
 
+netem makes a guest's links. This machine's own kernel may lack it: there `link.c` is each of them.
+
 The node is the guest itself. The origin is Debian's docker-registry behind nginx, which sends the
 blobs' files: docker-registry reads 4 MiB for every range.
 """
@@ -8,11 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from harness import registry
-from harness.guest import Guest
+from harness import kernel, registry
+from harness.guest import Guest, Process
 from harness.registry import Registry
 
 from environments import nginx
+from environments.guest import PROGRAMS
 from environments.nginx import Ports
 from environments.runtimes import Published
 
@@ -41,11 +44,19 @@ FAR = Link("20ms", 20, 300)
 NEAR = Link("1ms", 1, 2000)
 LINKS = {link.name: link for link in (FAR, NEAR)}
 
-# Two ends each: a namespace ("" is the node), an interface, an address.
+
+class End(NamedTuple):
+    """Of a wire: a namespace ("" is the node), an interface, its address."""
+
+    space: str
+    name: str
+    address: str
+
+
 WIRES = (
-    (("", "to-origin", "10.91.0.1"), (ORIGIN, "to-node", ORIGIN_ADDRESS)),
-    ((PEER, "to-origin", "10.91.1.1"), (ORIGIN, "to-peer", "10.91.1.2")),
-    (("", "to-peer", NODE_ADDRESS), (PEER, "to-node", PEER_ADDRESS)),
+    (End("", "to-origin", "10.91.0.1"), End(ORIGIN, "to-node", ORIGIN_ADDRESS)),
+    (End(PEER, "to-origin", "10.91.1.1"), End(ORIGIN, "to-peer", "10.91.1.2")),
+    (End("", "to-peer", NODE_ADDRESS), End(PEER, "to-node", PEER_ADDRESS)),
 )
 
 
@@ -54,28 +65,57 @@ class Network:
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
+        self._programs: list[Process] = []
         lines = [f"ip netns add {name}" for name in (ORIGIN, PEER)]
-        for number, ends in enumerate(WIRES):
-            lines.append(f"ip link add wire{number}a type veth peer name wire{number}b")
-            for letter, (space, name, address) in zip("ab", ends, strict=True):
-                wire = f"wire{number}{letter}"
-                lines.append(f"ip link set {wire} netns {space} name {name}" if space else "")
-                lines.append("" if space else f"ip link set {wire} name {name}")
-                lines.append(f"{within(space)}ip address add {address}/24 dev {name}")
-                lines.append(f"{within(space)}ip link set {name} up")
         lines += [f"{within(space)}ip link set lo up" for space in (ORIGIN, PEER)]
-        lines.append(f"{within(PEER)}ip route add {ORIGIN_ADDRESS} via 10.91.1.2")
-        guest.run("\n".join(filter(None, lines)))
+        guest.run("\n".join(lines))
         self.shape(NEAR)
 
     def shape(self, origin: Link, peer: Link = NEAR) -> None:
-        """Have the origin, and the peer from the node, so far away."""
-        for ends in WIRES:
-            far = origin if any(space == ORIGIN for space, _, _ in ends) else peer
-            shape = f"delay {far.round_trip_ms / 2}ms rate {far.megabits_per_s}mbit"
-            for space, name, _ in ends:
-                queue = f"netem {shape} limit {QUEUE_PACKETS}"
-                self._guest.run(f"{within(space)}tc qdisc replace dev {name} root {queue}")
+        """Have the origin, and the peer from the node, so far away: all wires are laid anew."""
+        self._take_away()
+        for number, ends in enumerate(WIRES):
+            link = origin if any(end.space == ORIGIN for end in ends) else peer
+            devices = f"wire{number}a", f"wire{number}b"
+            native = self._guest.kernel.name == kernel.NATIVE
+            if native:
+                self._lay_program(*devices, link)
+            else:
+                self._guest.run("ip link add {} type veth peer name {}".format(*devices))
+            for device, end in zip(devices, ends, strict=True):
+                self._connect(device, end)
+                if not native:
+                    self._delay(end, link)
+        self._guest.run(f"{within(PEER)}ip route add {ORIGIN_ADDRESS} via 10.91.1.2")
+
+    def _take_away(self) -> None:
+        for program in self._programs:
+            program.signal(9)
+            program.wait()
+        self._programs.clear()
+        for end, _ in WIRES:
+            command = f"{within(end.space)}ip link delete {end.name}"
+            self._guest.run(f"{command} 2> /dev/null || true")
+
+    def _delay(self, end: End, link: Link) -> None:
+        shape = f"delay {link.round_trip_ms / 2}ms rate {link.megabits_per_s}mbit"
+        queue = f"netem {shape} limit {QUEUE_PACKETS}"
+        self._guest.run(f"{within(end.space)}tc qdisc add dev {end.name} root {queue}")
+
+    def _lay_program(self, near: str, far: str, link: Link) -> None:
+        words = [str(round(link.round_trip_ms * 1000)), str(link.megabits_per_s * 125_000)]
+        argv = [f"{PROGRAMS}/link", near, far, *words]
+        self._programs.append(self._guest.start(argv, log=f"/var/log/{near}.log"))
+        there = f"ip link show {far} > /dev/null 2>&1"
+        self._guest.run(f"for i in $(seq 100); do {there} && exit; sleep 0.05; done; exit 1")
+
+    def _connect(self, device: str, end: End) -> None:
+        inside = f"netns {end.space} " if end.space else ""
+        self._guest.run(
+            f"ip link set {device} {inside}name {end.name}\n"
+            f"{within(end.space)}ip address add {end.address}/24 dev {end.name}\n"
+            f"{within(end.space)}ip link set {end.name} txqueuelen {QUEUE_PACKETS} up"
+        )
 
 
 class Site:

@@ -37,8 +37,9 @@ def draw(report: Report, charts: Charts, scenarios: Mapping[str, str], file: Pat
         axes.set_ylabel("seconds")
         axes.set_title(f"origin {link} away", fontsize=10)
     machine = report.environment
+    processors = machine.get("emulation", "not emulated")
     figure.suptitle(
-        f"{report.bench}: {machine['kernel']}, {machine['cpus']} CPUs ({machine['emulation']}), "
+        f"{report.bench}: {machine['kernel']}, {machine['cpus']} CPUs ({processors}), "
         f"median of {machine['repetitions']}; under each time its ratio to the full pull",
         fontsize=9,
     )

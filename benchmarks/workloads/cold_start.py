@@ -10,15 +10,16 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from environments import Options, with_one_retry
+from environments import Options, native, with_one_retry
 from environments.guest import booted, described
 from environments.network import LINKS, PEER, REGISTRY, Link, Network, Site
 from environments.runtimes import Published, published
-from harness import disk
+from harness import disk, kernel
 from harness.containerd import Containerd
 from harness.daemon import Daemon, drop_caches
 from harness.guest import Guest
@@ -225,6 +226,11 @@ class Bench:
         _say(f"  {title}: {steps}; {requests} requests, {sent_bytes / MIB:.1f} MiB")
 
 
+def run_native(options: Options) -> Report:
+    """The same on this machine's own kernel: no processor is emulated, so links count for more."""
+    return run(replace(options, kernel=kernel.NATIVE))
+
+
 def run(options: Options) -> Report:
     """Every workload over every link."""
     names, links, scenarios = _chosen(options)
@@ -255,7 +261,9 @@ def _run(
             network.shape(link)
             measured = bench.run(scenarios, options.repetitions)
             results += _results(f"{link.name}_{name}", measured)
-        return described(guest, options), results
+        native_here = options.kernel == kernel.NATIVE
+        here = native.described(options) if native_here else described(guest, options)
+        return here, results
 
 
 def _chosen(options: Options) -> tuple[list[str], list[Link], list[str]]:
