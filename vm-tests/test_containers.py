@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from harness import disk, fleet, inspector, noise, small, snapshotter
+from harness import disk, fleet, inspector, killer, noise, record, small, snapshotter
 from harness.containers import Containers
 from harness.guest import Guest
+from harness.inspector import Seen
+from harness.killer import Kill, Order, Report
 
 pytestmark = pytest.mark.only("6.12")
 
@@ -17,8 +20,14 @@ MEMORY_BYTES = 96 << 20
 """What the daemon may take, all through; a hot upgrade has two."""
 
 SUMS = "find / -xdev -type f -exec {busybox} sha256sum {{}} +"
+IMAGE = noise.CRASH[0]
+KILLS = {False: 10, True: 200}
+LIVES = [(0.0, 1.0), (0.0, 1.0), (0.0, 3.0)]
+"""From when the snapshotter keeps what a daemon holds."""
+
 SLOW_BYTES_PER_S = 1 << 20
 PATIENCE_S = 120.0
+LONGEST_S = 3600.0
 
 OBJECT = "anon_inode:[cachefiles]"
 IDLE_DESCRIPTORS = 40
@@ -101,6 +110,66 @@ def test_a_cold_read_is_interrupted(
     after = node.snapshotter.running()
     assert (after == before) == (interruption is kill_the_snapshotter)
     assert len(node.snapshotter.status()["images"]) > images
+
+
+def test_kills_during_cold_reads(node: Containers, kernel: str, seed: int, long: bool) -> None:
+    """Killed with READs unanswered, again and again, as in `test_crash`: readers pause, get right
+    bytes, and everybody is answered."""
+    kills: list[Kill] = []
+    pauses, idle = [], 0
+    while len(kills) < KILLS[long]:
+        report, seen = _round_of_kills(node, seed + len(kills), KILLS[long] - len(kills))
+        kills += report["kills"]
+        idle += report["idle"]
+        pauses.append(max(one["slowest_s"] for one in seen))
+        unanswered = Counter(kill["unanswered"]["read"] for kill in kills)
+        memory = node.snapshotter.memory()
+        assert memory["oom_kill"] == 0
+        facts = {
+            "idle_and_not_counted": idle,
+            "given_up_by_the_snapshotter": node.snapshotter.given_up(),
+            "longest_pause_s": round(max(pauses), 2),
+            "kills_by_unanswered_reads": dict(sorted(unanswered.items())),
+            "memory_limit_bytes": MEMORY_BYTES,
+            "memory_peak_bytes": memory["peak"],
+        }
+        name = f"snapshotter-{kernel}"
+        record.counted(name, seed, "kills", len(kills), KILLS[long], facts, keep=long)
+
+
+def _round_of_kills(node: Containers, seed: int, kills: int) -> tuple[Report, list[Seen]]:
+    """One cold image, read to its end while daemons die."""
+    node.snapshotter.restart_if_given_up()
+    directory = node.mount(IMAGE)
+    node.pace(SLOW_BYTES_PER_S)
+    node.guest.reset_cachefiles_counts()
+    names = noise.names(IMAGE)
+    readers = inspector.sixteen(node.guest, directory, names, seed, timeout_s=LONGEST_S)
+    # A successor has 3 s until it listens, and every block that is checked takes an emulated CPU.
+    node.guest.run(["renice", "-n", "19", "-p", *(str(reader.pid) for reader in readers)])
+    order = Order(
+        supervisor=node.snapshotter.pid,
+        readers=[reader.pid for reader in readers],
+        kills=kills,
+        seed=seed,
+        lives=LIVES,
+        of=["read"],
+        file="",
+        log=snapshotter.LOG,
+    )
+    report = killer.have_killed(node.guest, order, timeout_s=LONGEST_S)
+    node.ledger.hurry()
+    seen = [inspector.seen(reader, timeout_s=LONGEST_S) for reader in readers]
+    assert [(one["error"], one["wrong"]) for one in seen] == [(None, [])] * len(readers)
+    blocks = noise.IMAGES[IMAGE].file_bytes // noise.BLOCK_BYTES
+    assert [one["blocks"] for one in seen] == [blocks] * len(readers)
+    counts = node.guest.cachefiles_counts()
+    assert counts["read"] == counts["cread"]
+    node.containerd.remove()
+    _await(node.containerd.snapshots, "snapshots")
+    _await(node.cache_files, "cache files")
+    node.bound = 0
+    return report, seen
 
 
 def test_nothing_is_left(node: Containers) -> None:

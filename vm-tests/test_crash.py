@@ -6,12 +6,11 @@ each image that was read: an ended run says how far it came, and another one beg
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import disk, inspector, noise, record
+from harness import disk, inspector, killer, noise, record
 from harness.daemon import drop_caches
 from harness.guest import Guest, Process
 from harness.inspector import Seen
@@ -127,11 +126,9 @@ def _kill(
         lives=lives,
         of=[of],
         file=site.cache_file(IMAGE),
+        log="",
     )
-    killer = ["/usr/bin/python3", "-m", "harness.killer", json.dumps(order)]
-    done = site.guest.run(killer, cwd="/run", timeout_s=LONGEST_S)
-    report: Report = json.loads(done.stdout)
-    return report
+    return killer.have_killed(site.guest, order, timeout_s=LONGEST_S)
 
 
 def _assert_all_resident(site: Site) -> None:

@@ -23,6 +23,7 @@ SOCKET = "/run/containerd/containerd.sock"
 ROOT = f"{disk.CACHE_MOUNT}/containerd"
 """On the same disk as fscached's cache."""
 
+BLOBS = f"{ROOT}/io.containerd.content.v1.content/blobs"
 FILES = "/run/containerd-files"
 METHOD = "http://localhost/runtime.v1.ImageService/PullImage"
 CTR = ("ctr", "--namespace", "k8s.io")
@@ -102,7 +103,7 @@ class Containerd:
         """The snapshot of the image that was pulled last (OCI image specification, ChainID)."""
         found = re.search(rb"sha256:[0-9a-f]{64}", self._guest.get(f"{FILES}/answer"))
         assert found is not None
-        config = self._guest.run([*CTR, "content", "get", found[0].decode()]).stdout
+        config = self._guest.get(f"{BLOBS}/{found[0].decode().replace(':', '/')}")
         layers: list[str] = json.loads(config)["rootfs"]["diff_ids"]
         return functools.reduce(_chained, layers)
 

@@ -15,23 +15,31 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from harness.tracepoints import hits, traced
+
+if TYPE_CHECKING:
+    from harness.guest import Guest
 
 WAITING = "fanotify_"
 """Begins the name of the function they wait in; which it is depends on what was inlined."""
 
+KEPT = b"receives states"
 ANSWERS = {"read": "cread", "open": "copen"}
 LOOK_S = 0.005
+READ_BYTES = 1 << 16
 
 
 class Order(TypedDict):
     """`supervisor` is a process id. Ends after so many `kills` that count, or when none of the
     `readers` is left. Each daemon lives for a time drawn from one of `lives` (shortest, longest, in
     seconds), and until one of the messages `of` (read, open) is unanswered. `file` is a cache file
-    to look at after each kill."""
+    to look at after each kill. `log` is nydus-snapshotter's where that is the supervisor: it has
+    one successor taken over after the other, and loses one that dies before it is through with it,
+    so nobody dies before it has left what it holds."""
 
     supervisor: int
     readers: list[int]
@@ -40,6 +48,7 @@ class Order(TypedDict):
     lives: list[tuple[float, float]]
     of: list[str]
     file: str
+    log: str
 
 
 class Kill(TypedDict):
@@ -57,12 +66,20 @@ class Report(TypedDict):
     idle: int
 
 
+def have_killed(guest: Guest, order: Order, *, timeout_s: float) -> Report:
+    """Carry out an order in a guest."""
+    command = ["/usr/bin/python3", "-m", "harness.killer", json.dumps(order)]
+    report: Report = json.loads(guest.run(command, cwd="/run", timeout_s=timeout_s).stdout)
+    return report
+
+
 def carry_out(order: Order) -> Report:
     rng = random.Random(order["seed"])
     report = Report(kills=[], idle=0)
-    daemon = 0
-    while len(report["kills"]) < order["kills"]:
-        daemon = _successor(order["supervisor"], daemon)
+    readers = order["readers"]
+    find = _kept(order["log"], readers) if order["log"] else _child(order["supervisor"])
+    daemon: int | None = 0
+    while len(report["kills"]) < order["kills"] and (daemon := find(daemon)) is not None:
         time.sleep(rng.uniform(*rng.choice(order["lives"])))
         if not _await_unanswered(order["of"], order["readers"]):
             break
@@ -135,14 +152,51 @@ def _waits(pid: int) -> bool:
         return False
 
 
-def _successor(supervisor: int, before: int) -> int:
-    """The supervisor's daemon, once it is another process than before."""
-    while True:
-        with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
-            children = [int(child) for child in file.read().split()]
-        if children and children[0] != before:
-            return children[0]
-        time.sleep(LOOK_S)
+def _child(supervisor: int) -> Callable[[int], int | None]:
+    """Finds the supervisor's daemon, once it is another process than before."""
+
+    def find(before: int) -> int | None:
+        while True:
+            with open(f"/proc/{supervisor}/task/{supervisor}/children") as file:
+                children = [int(child) for child in file.read().split()]
+            if children and children[0] != before:
+                return children[0]
+            time.sleep(LOOK_S)
+
+    return find
+
+
+def _kept(log: str, readers: Sequence[int]) -> Callable[[int], int | None]:
+    """Finds the snapshotter's daemon, which may be nobody's child, once it has left what it holds
+    with the snapshotter; None when no reader is left who could wait for that."""
+    fd = os.open(log, os.O_RDONLY)
+    os.lseek(fd, 0, os.SEEK_END)
+
+    def find(before: int) -> int | None:
+        told = b""
+        while before and KEPT not in told:
+            if not _alive(readers):
+                return None
+            time.sleep(LOOK_S)
+            told += os.read(fd, READ_BYTES)
+        while not (found := [pid for pid in _singletons() if pid != before]):
+            time.sleep(LOOK_S)
+        return found[0]
+
+    return find
+
+
+def _singletons() -> list[int]:
+    """The living daemons in nydusd's place."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:  # gone, or a zombie's
+            continue
+        if b"singleton" in words:
+            found.append(int(path.parent.name))
+    return found
 
 
 def _kill(pid: int) -> None:

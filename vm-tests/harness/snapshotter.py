@@ -124,6 +124,18 @@ class Snapshotter:
         self._process.signal(9)
         self._process.wait()
 
+    def restart_if_given_up(self) -> None:
+        """Have a snapshotter begin anew that gave up on its daemon's successor: it would not see
+        that one's end."""
+        log = self.log()
+        if log.rfind("nydusd command") > log.rfind("receives states"):
+            self.kill()
+            self.start()
+
+    def given_up(self) -> int:
+        """How often it gave up on a successor."""
+        return self.log().count("didn't reach state INIT")
+
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         assert self._process is not None
