@@ -14,7 +14,8 @@ from harness.guest import Guest
 from harness.inspector import Seen
 from harness.killer import Kill, Order, Report
 
-pytestmark = pytest.mark.only("6.12")
+# nydus-snapshotter has 3 s of patience with a daemon's successor.
+pytestmark = [pytest.mark.only("6.12"), pytest.mark.alone]
 
 MEMORY_BYTES = 96 << 20
 """What the daemon may take, all through; a hot upgrade has two."""

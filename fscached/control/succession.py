@@ -29,9 +29,10 @@ log = logging.getLogger(__name__)
 PREDECESSOR_LIMIT_S: Final = 20.0
 """How long `start` waits for the predecessor's objects to be closed; its caller waits 30 s."""
 PREDECESSOR_PAUSE_S: Final = 0.01
-UNASKED_S: Final = 1.0
-"""How long the successor of a dead daemon waits to be told to take over: the snapshotter asks as
-soon as it is answered, and its supervisor gives for 10 s from the predecessor's end."""
+UNASKED_S: Final = 0.5
+"""How long the successor of a dead daemon waits to be told to take over: the snapshotter looks
+every 100 to 200 ms, and its supervisor gives for 10 s from the predecessor's end. (A second was too
+long once, for one that had needed 8.7 s to listen.)"""
 ORPHAN_S: Final = 60.0
 """How long a daemon without a parent waits to be told to take over."""
 
