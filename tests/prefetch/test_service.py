@@ -126,10 +126,13 @@ async def test_a_sequential_reader_finds_what_follows(desk: Make):
     await here.kernel.read(KEY, 60 * CHUNK, 61 * CHUNK)
     await here.kernel.read(KEY, 50 * CHUNK, 51 * CHUNK)
     assert offsets(here) == []
-    for chunk in range(4):
-        await here.kernel.read(KEY, chunk * CHUNK, (chunk + 1) * CHUNK)
-    await until(lambda: here.kernel.resident_bytes(KEY) >= 10 * CHUNK)
-    assert set(offsets(here)) <= set(range(4, 12))
+    read = 0
+    while not offsets(here):  # what has come in time is read unasked, and says nothing
+        assert read < 12, "nothing was brought"
+        await here.kernel.read(KEY, read * CHUNK, (read + 1) * CHUNK)
+        read += 1
+    assert read >= 2
+    assert set(offsets(here)) <= set(range(2, read + 8))
     await it.close()
 
 
