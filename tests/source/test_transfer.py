@@ -275,10 +275,13 @@ def _receive_buffers(host: str) -> dict[int, int]:
     """Of our connections to a server, by their local ports."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError), socket.socket(fileno=os.dup(int(name))) as connection:
-            if connection.getpeername() == ("127.0.0.1", int(host.rpartition(":")[2])):
-                size = connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-                found[connection.getsockname()[1]] = size
+        with suppress(OSError):
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                if connection.getpeername() == ("127.0.0.1", int(host.rpartition(":")[2])):
+                    size = connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+                    found[connection.getsockname()[1]] = size
     return found
 
 
