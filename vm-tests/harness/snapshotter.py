@@ -26,6 +26,8 @@ LOG = "/var/log/snapshotter.log"
 NYDUSD = "/usr/local/bin/fscached"
 """A file of its own: an upgrade renames the new one over it."""
 
+CURL_REFUSED = 7
+
 CGROUP = "/sys/fs/cgroup/fscached"
 PATIENCE_S = 120.0
 
@@ -96,6 +98,8 @@ class Snapshotter:
     def __init__(self, guest: Guest, memory_bytes: int) -> None:
         self._guest = guest
         self._process: Process | None = None
+        self._mended = 0
+        """How often it gave up before it was begun anew for that."""
         guest.put(f"{RUN}/config.toml", CONFIGURATION.encode())
         guest.put(f"{RUN}/nydusd.json", json.dumps(TEMPLATE).encode())
         guest.put(NYDUSD, LAUNCHER.encode(), mode=0o755)
@@ -106,11 +110,16 @@ class Snapshotter:
         )
 
     def start(self) -> None:
-        """Start it as its unit would, and wait until its daemon serves and is kept."""
+        """Start it as its unit would, and wait until its daemon is kept and it serves itself."""
         before = self.kept()
         command = [f"{MOUNT}/{PROGRAM}", "--config", f"{RUN}/config.toml"]
         self._process = self._guest.start([*command, "--log-to-stdout"], log=LOG)
         self.until(lambda: self.kept() > before, "the snapshotter does not keep its daemon's end")
+        self.until(self._listens, "the snapshotter does not listen")
+
+    def _listens(self) -> bool:
+        done = self._guest.run(["curl", "-s", "--unix-socket", SOCKET, "http://s"], check=False)
+        return done.returncode != CURL_REFUSED
 
     @property
     def pid(self) -> int:
@@ -127,8 +136,8 @@ class Snapshotter:
     def restart_if_given_up(self) -> None:
         """Have a snapshotter begin anew that gave up on its daemon's successor: it would not see
         that one's end."""
-        log = self.log()
-        if log.rfind("nydusd command") > log.rfind("receives states"):
+        if (given_up := self.given_up()) > self._mended:
+            self._mended = given_up
             self.kill()
             self.start()
 
@@ -137,10 +146,14 @@ class Snapshotter:
         return self.log().count("didn't reach state INIT")
 
     def stop(self) -> int:
-        """SIGTERM; its exit status."""
+        """SIGTERM; its exit status. Its daemon gets one as well, as from systemd when a unit ends:
+        0.13.4 leaves it when it believes an image to be in use, as it may after a failover."""
         assert self._process is not None
         self._process.signal()
-        return self._process.wait().returncode
+        status = self._process.wait().returncode
+        if pid := self.status().get("pid"):
+            self._guest.run(["kill", str(pid)])
+        return status
 
     def upgrade(self) -> None:
         """Have it put a new program, the same, in the place of its daemon's."""
