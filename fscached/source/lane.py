@@ -22,8 +22,8 @@ from fscached.source.window import Window, offer, round_trip_s, server
 
 # Bodies of refusals are read up to this so that the connection can be used again.
 DRAIN_LIMIT_BYTES: Final = 64 << 10
-# curl reads ten buffers and more before it returns, and READs of what is resident wait meanwhile: with
-# 256 KiB up to 5 ms, and a cold file comes through its mount with 385 MB/s instead of 424 (loopback).
+# curl reads ten buffers and more before it returns, and READs of what is resident wait meanwhile:
+# with 256 KiB up to 5 ms, and a cold file comes through its mount with 385 MB/s instead of 424.
 RECEIVE_BYTES: Final = 64 << 10
 _SERVERS_LIMIT: Final = 64
 STALL_CHECKS: Final = 4
