@@ -25,6 +25,7 @@ from tests.native.manager import Manager
 from tests.native.origin import Origin, origin
 from tests.rafs_v6.trees import Built, build, directory, regular
 
+PATIENCE_S = 20.0
 READER = Path(__file__).with_name("reader.py")
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
@@ -233,7 +234,7 @@ def node(tmp_path: Path, registry: Origin) -> Iterator[Node]:
 
 def until(look: Callable[[], Any], otherwise: str) -> Any:
     """What `look` finds at last, when it is not None."""
-    end_s = time.monotonic() + float(os.environ.get("PAT", "20"))
+    end_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < end_s:
         if (found := look()) is not None:
             return found

@@ -156,4 +156,5 @@ def test_a_daemon_without_a_holder_leaves_by_itself(node: Node, registry: Origin
     target = node.mount(registry.add("app", image_of(files)))
     assert (target / "f0").read_bytes() == files["f0"]
     assert node.stop() == 0
-    assert not mounted_on(target) and "taken down" in node.log.read_text()
+    assert not mounted_on(target)
+    until(lambda: "taken down" in node.log.read_text() or None, "the log says nothing")
