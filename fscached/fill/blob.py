@@ -184,10 +184,11 @@ class OpenBlob:
         try:
             return await task
         except asyncio.CancelledError:
-            if flight.stopped and task.cancelled():
-                self._tally.prefetches_stopped += 1
-                return Brought.OVERTAKEN
-            raise
+            ours = asyncio.current_task()
+            if not flight.stopped or (ours is not None and ours.cancelling()):
+                raise
+            self._tally.prefetches_stopped += 1
+            return Brought.OVERTAKEN
 
     def _brought(self, fetch: Fetch) -> Brought:
         wrong = any(fetch.first <= index < fetch.end for index in self._tries)

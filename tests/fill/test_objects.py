@@ -332,6 +332,24 @@ async def test_a_reader_joins_a_prefetch_that_is_on_its_way(scene):
         assert here.kernel.rewritten_bytes == 0
 
 
+async def test_whoever_prefetches_can_be_cancelled_while_readers_take_over(scene):
+    """The end of a daemon and the end of its prefetch at once: neither is taken for the other."""
+    async with opened(scene([65536] * 8, Compressor.NONE)) as here:
+        (blob,) = here.objects.blobs("domain").values()
+        here.kernel.settle(KEY)
+        await blob.learn()
+        here.source.gate.clear()
+        fetch = blob.take(0, 1 << 40, 4 * MIB)
+        assert fetch is not None
+        prefetch = asyncio.create_task(blob.prefetch(fetch, 60.0))
+        await until(lambda: here.source.asked)
+        blob._forecast.stop(fetch.number)
+        prefetch.cancel()
+        await asyncio.wait([prefetch])
+        assert prefetch.cancelled()
+        here.source.gate.set()
+
+
 async def test_a_reader_takes_over_from_a_prefetch_that_stands_still(scene):
     """It is served by a window of its own, and what nobody brought is there to be taken."""
     async with opened(scene([65536] * 8, Compressor.NONE, window_bytes=131072)) as here:
