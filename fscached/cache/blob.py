@@ -28,8 +28,8 @@ class State(enum.IntEnum):
 
 TRANSITIONS: dict[int, frozenset[State]] = {
     State.ABSENT: frozenset({State.PREFETCHING, State.DEMANDED, State.RESIDENT}),
-    # A demand fetch takes over from a slow prefetch, which is stopped: see Prefetches.
-    State.PREFETCHING: frozenset({State.ABSENT, State.DEMANDED, State.ARRIVED}),
+    # Absent again when it ends, or is stopped because a demand is quicker: see Prefetches.
+    State.PREFETCHING: frozenset({State.ABSENT, State.ARRIVED}),
     State.DEMANDED: frozenset({State.ABSENT, State.ARRIVED}),
     # Bytes that fail their digest, or cannot be written, are as if they had never come.
     State.ARRIVED: frozenset({State.ABSENT, State.DEMANDED, State.RESIDENT}),
