@@ -159,7 +159,7 @@ class Virtual:
 
     def shaped(self) -> AbstractContextManager[None]:
         """See Machine."""
-        return link.shaped(self._guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS)
+        return link.far(self._guest, bytes_per_s=BYTES_PER_S, round_trip_ms=ROUND_TRIP_MS)
 
     def read(self, way: str, *words: object) -> str:
         """See Machine."""
