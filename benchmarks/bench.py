@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
 import suite
 import workloads
-from environments import Options, with_one_retry
+from environments import Options
 from harness import store
+from harness.qemu import with_one_retry
 from report import Report, table
 
 Run = Callable[[Options], Report]

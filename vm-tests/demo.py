@@ -11,16 +11,14 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from harness import content, disk, image, kernel, listing, store
 from harness.daemon import Daemon, drop_caches
 from harness.guest import Guest
-from harness.qemu import GuestPanic
+from harness.qemu import with_one_retry
 from harness.registry import Registry
 
 MOUNT = "/mnt/image"
@@ -42,7 +40,7 @@ def main() -> int:
         _say(f"not on this machine: {reason}; --kernel 6.1 does it in a virtual machine")
         return 3
     with tempfile.TemporaryDirectory(prefix="fscached-demo-") as scratch:
-        result = _with_one_retry(lambda: _demo(arguments, Path(scratch)))
+        result = with_one_retry(lambda: _demo(arguments, Path(scratch)))
     _say(f"done in {time.monotonic() - began:.0f} s")
     print(json.dumps(result))
     return 0 if result["ok"] else 1
@@ -69,16 +67,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _with_one_retry(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Under emulation a guest's kernel now and then dies of the emulator."""
-    try:
-        return work()
-    except GuestPanic as panic:
-        _say(f"the guest's kernel died, once more: {panic}")
-        return work()
-
-
-def _demo(arguments: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def _demo(arguments: argparse.Namespace, scratch: Path) -> dict[str, object]:
     tree, origin = _image(arguments.source, scratch)
     _say("listing the source tree")
     expected = listing.dump(str(tree))
@@ -102,7 +91,7 @@ def _image(source: Path | None, scratch: Path) -> tuple[Path, image.Origin]:
 
 def _scene(
     guest: Guest, tree: Path, prefetch: bool, expected: str, found_at: Path
-) -> dict[str, Any]:
+) -> dict[str, object]:
     registry, daemon = Registry(guest), Daemon(guest, {"prefetch": {"enabled": prefetch}})
     registry.start()
     daemon.start()

@@ -8,14 +8,8 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
-
-from harness.qemu import GuestPanic
-
-T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ":!benchmarks/results"
@@ -36,16 +30,7 @@ class Options:
     peer: str = ""
 
 
-def with_one_retry(work: Callable[[], T]) -> T:
-    """Under emulation a guest's kernel now and then dies of the emulator: then once more."""
-    try:
-        return work()
-    except GuestPanic as panic:
-        print(f"the guest's kernel died, once more: {panic}", file=sys.stderr)
-        return work()
-
-
-def host(options: Options) -> dict[str, Any]:
+def host(options: Options) -> dict[str, object]:
     """What every environment says about the machine below it and about the run."""
     return {
         "machine": _machine(),

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from environments import Options, native, with_one_retry
+from environments import Options, native
 from environments.guest import booted, described
 from environments.network import LINKS, PEER, REGISTRY, Link, Network, Site
 from environments.runtimes import Published, published
@@ -23,6 +23,7 @@ from harness import disk, kernel
 from harness.containerd import Containerd
 from harness.daemon import Daemon, drop_caches
 from harness.guest import Guest
+from harness.qemu import with_one_retry
 from report import Report, Result, result
 from runners.launched import ROOTFS, Launched, Launcher, Program
 from runners.peer import Peer
@@ -234,7 +235,7 @@ def run_native(options: Options) -> Report:
 def run(options: Options) -> Report:
     """Every workload over every link."""
     names, links, scenarios = _chosen(options)
-    environment: dict[str, Any] = {}
+    environment: dict[str, object] = {}
     results: list[Result] = []
     for name in names:
         workload = WORKLOADS[name]
@@ -248,7 +249,7 @@ def run(options: Options) -> Report:
 
 def _run(
     options: Options, name: str, links: Sequence[Link], scenarios: Sequence[str]
-) -> tuple[dict[str, Any], list[Result]]:
+) -> tuple[dict[str, object], list[Result]]:
     """One workload, in a guest of its own: one that panics does not take all others along."""
     image = published(WORKLOADS[name].image)
     results: list[Result] = []

@@ -7,15 +7,19 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from harness import command
 from harness.disk import Disk
 from harness.kernel import Kernel
 from harness.wire import PORT
+
+T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 BUSYBOX = Path("/bin/busybox")
@@ -40,6 +44,15 @@ class GuestPanic(Exception):
 
 class GuestLost(Exception):
     """The guest ended, or no longer answers, without a panic."""
+
+
+def with_one_retry(work: Callable[[], T]) -> T:
+    """Under emulation a guest's kernel now and then dies of the emulator: then once more."""
+    try:
+        return work()
+    except GuestPanic as panic:
+        print(f"the guest's kernel died, once more: {panic}", file=sys.stderr, flush=True)
+        return work()
 
 
 def acceleration(cpu_flags: str | None = None) -> list[str]:
