@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from environments import Options
 from report import Report, Result, result
@@ -36,7 +36,6 @@ class Place(Protocol):
     """A machine with trees. `data` is a large file in each, twice the memory of whoever reads it
     `limited`; `sources` are a directory of programs' sources; `scratch` can be written to."""
 
-    trees: list[Held]
     data: str
     data_bytes: int
     sources: str
@@ -48,6 +47,9 @@ class Place(Protocol):
     built: str
     """What the second builds, for people."""
 
+    @property
+    def trees(self) -> Sequence[Held]: ...
+
     def run(self, argv: Sequence[str], *, limited: bool = False) -> str: ...
 
     def seconds(self, argv: Sequence[str]) -> float:
@@ -56,7 +58,7 @@ class Place(Protocol):
 
     def drop_caches(self) -> None: ...
 
-    def described(self) -> dict[str, Any]: ...
+    def described(self) -> dict[str, object]: ...
 
 
 class Taken(NamedTuple):
@@ -92,12 +94,12 @@ def held(
     `over_fuse` are reported beside FUSE too."""
     figures: Figures = defaultdict(list)
     with there(options) as place:
-        wanted = list(measurements(place))
+        wanted, trees = list(measurements(place)), list(place.trees)
         for _ in range(options.repetitions):
-            for tree in place.trees:
+            for tree in trees:
                 for measurement in wanted:
                     _measure(place, measurement, tree, figures)
-            place.trees.reverse()
+            trees.reverse()
         environment = place.described()
     return Report(options.bench, environment, list(_results(wanted, figures, over_fuse)))
 

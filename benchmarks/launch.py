@@ -1,10 +1,5 @@
 """One container's start, timed from the guest's own clock. Standard library only, for guests have
 nothing else. `launch.py PLAN`: JSON in, JSON out.
-
-The plan: `pull` and `mount` are commands, `bundle` is runc's, `url` is asked until it answers 200
-(or null). What comes out: seconds from the beginning until the image is there (`pull`), until the
-container exists (`create`), to the first line its program prints (`ready`) and to the first 200
-(`reply`, or null); `output` is that line.
 """
 
 from __future__ import annotations
@@ -17,7 +12,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 RUNC = ["runc", "--root", "/run/bench/runc"]
 NAME = "cold"
@@ -25,31 +21,53 @@ PAUSE_S = 0.01
 PATIENCE_S = 300.0
 
 
-def launch(plan: dict[str, Any]) -> dict[str, Any]:
+class Plan(TypedDict):
+    """`pull` and `mount` are commands, `bundle` is runc's, `url` is asked until it answers 200."""
+
+    pull: Sequence[str]
+    mount: Sequence[str]
+    bundle: str
+    url: str | None
+
+
+class Launch(TypedDict):
+    """Seconds from the beginning until the image is there (`pull`), until the container exists
+    (`create`), to the first line its program prints (`ready`) and to the first 200 (`reply`);
+    `output` is that line."""
+
+    pull: float
+    create: float
+    ready: float
+    reply: float | None
+    output: str
+
+
+def launch(plan: Plan) -> Launch:
     began = time.monotonic()
-    clock: dict[str, float | None] = {"reply": None}
+    reply = None
     _run(plan["pull"])
-    clock["pull"] = time.monotonic() - began
+    pull = time.monotonic() - began
     _run(plan["mount"])
     reading, writing = os.pipe()
-    create = [*RUNC, "create", "--bundle", plan["bundle"], NAME]
-    subprocess.run(create, stdin=subprocess.DEVNULL, stdout=writing, check=True)
+    making = [*RUNC, "create", "--bundle", plan["bundle"], NAME]
+    subprocess.run(making, stdin=subprocess.DEVNULL, stdout=writing, check=True)
     os.close(writing)
-    clock["create"] = time.monotonic() - began
+    create = time.monotonic() - began
     _run([*RUNC, "start", NAME])
-    with os.fdopen(reading, "rb") as output:
-        line = output.readline()
-        clock["ready"] = time.monotonic() - began
+    with os.fdopen(reading, "rb") as printed:
+        line = printed.readline()
+        ready = time.monotonic() - began
         if plan["url"]:
             _await_reply(plan["url"])
-            clock["reply"] = time.monotonic() - began
+            reply = time.monotonic() - began
             _run([*RUNC, "kill", NAME, "KILL"])
-        output.read()
+        printed.read()
     _await_end()
-    return {**clock, "output": line.decode(errors="replace").strip()}
+    output = line.decode(errors="replace").strip()
+    return Launch(pull=pull, create=create, ready=ready, reply=reply, output=output)
 
 
-def _run(argv: list[str]) -> None:
+def _run(argv: Sequence[str]) -> None:
     done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode != 0:
         raise SystemExit(f"{argv}: exit status {done.returncode}: {done.stderr!r}")

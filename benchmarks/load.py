@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TypedDict
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "vm-tests"))
 
@@ -21,6 +22,17 @@ from harness.noise import BLOCK_BYTES, block
 
 LONGEST_BYTES = 256 << 10
 SAMPLES = 5000
+
+
+class Said(TypedDict):
+    """What is printed: `errors` by their names, `seconds` of a sample of the reads."""
+
+    reads: int
+    bytes: int
+    errors: dict[str, int]
+    wrong: list[str]
+    longest_s: float
+    seconds: list[float]
 
 
 def main(directory: str, seconds: str, seed: str) -> None:
@@ -44,14 +56,14 @@ def main(directory: str, seconds: str, seed: str) -> None:
         read_bytes += len(data)
         if not _is_right(str(path.relative_to(top)), start, data):
             wrong.append(f"{path} at {start}, {len(data)} bytes")
-    said = {
-        "reads": len(took),
-        "bytes": read_bytes,
-        "errors": errors,
-        "wrong": wrong[:10],
-        "longest_s": max(took, default=0.0),
-        "seconds": rng.sample(took, min(len(took), SAMPLES)),
-    }
+    said = Said(
+        reads=len(took),
+        bytes=read_bytes,
+        errors=errors,
+        wrong=wrong[:10],
+        longest_s=max(took, default=0.0),
+        seconds=rng.sample(took, min(len(took), SAMPLES)),
+    )
     print(json.dumps(said))
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
+
+import msgspec
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Report:
     """The results of one bench and where they were found."""
 
     bench: str
-    environment: dict[str, Any]
+    environment: dict[str, object]
     results: list[Result]
 
 
@@ -55,10 +57,9 @@ def result(
     )
 
 
-def read(said: dict[str, Any]) -> Report:
+def read(said: str) -> Report:
     """What a bench's last line says."""
-    results = [Result(**found) for found in said["results"]]
-    return Report(said["bench"], said["environment"], results)
+    return msgspec.json.decode(said, type=Report)
 
 
 def percentile(values: Iterable[float], percent: float) -> float:

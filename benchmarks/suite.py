@@ -131,7 +131,7 @@ def _is_current(said: Path) -> bool:
 
 
 def _known(said: Path) -> Report | None:
-    return read(json.loads(said.read_text())) if said.exists() else None
+    return read(said.read_text()) if said.exists() else None
 
 
 def _say(line: str) -> None:

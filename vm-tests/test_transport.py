@@ -26,7 +26,8 @@ def seen(guest: Guest) -> Seen:
     """The result of every scenario, by name."""
     guest.put("/run/transport_scenarios.py", SCENARIOS.read_bytes())
     program = ["/usr/bin/python3", "/run/transport_scenarios.py", *NAMES]
-    return json.loads(guest.run(program, timeout_s=400).stdout)
+    found: Seen = json.loads(guest.run(program, timeout_s=400).stdout)
+    return found
 
 
 def test_a_mounts_life(seen: Seen) -> None:

@@ -26,12 +26,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+from unittest import mock
 
+from cdefs.cachefiles import read_complete
 from fscached.config import Cache, Kernel
 from fscached.transport import (
     Closed,
     NotReady,
+    ObjectId,
     ObjectKey,
     Opened,
     OutOfSpace,
@@ -41,6 +44,7 @@ from fscached.transport import (
 )
 from fscached.transport import cachefiles as module
 from fscached.transport.cachefiles import Cachefiles, Culling
+from fscached.transport.host import Finding, this_host
 from rafs_v6.build import ImageBuilder
 from rafs_v6.layout import Compressor
 from rafs_v6.pack import Format
@@ -52,6 +56,11 @@ FSID = "image"
 DOMAIN = "domain"
 MIB = 1 << 20
 SIZES = {"small": 8192, "large": 3 * MIB + 4096}
+
+T = TypeVar("T")
+
+Seen = dict[str, object]
+"""What the host asserts, as JSON can say it."""
 
 
 def content(name: str) -> bytes:
@@ -79,7 +88,7 @@ class Daemon:
 
     def __init__(self, device_fd: int | None = None) -> None:
         self.files = image()
-        self.names: dict[int, str] = {}
+        self.names: dict[ObjectId, str] = {}
         self.opened: list[tuple[str, str]] = []
         self.wanted: list[tuple[str, int, int]] = []
         self.closed: list[str] = []
@@ -92,6 +101,7 @@ class Daemon:
         else:
             self.transport = Cachefiles.adopt(device_fd, CACHE)
             self.transport.restore()
+        self.on_open: Callable[[ObjectId, int], None] = self.transport.open_ok
         self._stop_reader, self._stop = os.pipe()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -108,7 +118,7 @@ class Daemon:
                     case Opened(object, key) if key.cookie in self.files:
                         self.names[object] = key.cookie
                         self.opened.append((key.volume, key.cookie))
-                        self.transport.open_ok(object, len(self.files[key.cookie]))
+                        self.on_open(object, len(self.files[key.cookie]))
                     case Opened(object, _):
                         self.transport.open_failed(object, errno.ENOENT)
                     case Wanted(object, start, end, _):
@@ -174,11 +184,11 @@ def right(name: str) -> bool:
     return Path(TARGET, name).read_bytes() == content(name)
 
 
-def transcript() -> list[dict[str, Any]]:
+def transcript() -> list[Seen]:
     """Two mounts with reads, and all that went over the device and the objects' descriptors."""
-    lines: list[dict[str, Any]] = [{"kernel": os.uname().release, "cookies": {}}]
+    lines: list[Seen] = [{"kernel": os.uname().release, "cookies": {}}]
     device = -1
-    read, write, complete = os.read, os.write, module.read_complete
+    read, write = os.read, os.write
 
     def tee_read(fd: int, count: int) -> bytes:
         data = read(fd, count)
@@ -193,10 +203,14 @@ def transcript() -> list[dict[str, Any]]:
 
     def tee_complete(fd: int, msg_id: int) -> None:
         lines.append({"read_complete": msg_id})
-        complete(fd, msg_id)
+        read_complete(fd, msg_id)
 
-    os.read, os.write, module.read_complete = tee_read, tee_write, tee_complete
-    with serving() as daemon:
+    with (
+        mock.patch.object(os, "read", tee_read),
+        mock.patch.object(os, "write", tee_write),
+        mock.patch.object(module, "read_complete", tee_complete),
+        serving() as daemon,
+    ):
         device = daemon.transport.fileno()
         lines[0]["cookies"] = {cookie: len(file) for cookie, file in daemon.files.items()}
         for _ in range(2):
@@ -206,7 +220,7 @@ def transcript() -> list[dict[str, Any]]:
     return lines
 
 
-def life() -> dict[str, Any]:
+def life() -> Seen:
     """Mount, read, umount; and the same again with everything resident."""
     with serving() as daemon:
         blob = next(cookie for cookie in daemon.files if cookie != FSID)
@@ -232,25 +246,25 @@ def life() -> dict[str, Any]:
         }
 
 
-def before_copen() -> dict[str, Any]:
+def before_copen() -> Seen:
     """An object that is not answered yet neither seeks nor takes bytes."""
     with serving() as daemon:
         said: list[str] = []
-        transport, answer = daemon.transport, daemon.transport.open_ok
+        transport, answer = daemon.transport, daemon.on_open
 
-        def open_ok(object: Any, size_bytes: int) -> None:
+        def try_first(object: ObjectId, size_bytes: int) -> None:
             memory = memoryview(mmap.mmap(-1, 4096))
             said.append(failure(lambda: transport.resident(object, size_bytes)))
             said.append(failure(lambda: transport.write(object, 0, memory)))
             answer(object, size_bytes)
 
-        transport.open_ok = open_ok  # type: ignore[method-assign]
+        daemon.on_open = try_first
         with mounted():
             pass
         return {"said": [line.split(":")[0] for line in said], "expected": NotReady.__name__}
 
 
-def partly(*, prefix: bool) -> dict[str, Any]:
+def partly(*, prefix: bool) -> Seen:
     """The first block or the last of each range is filled, not the rest."""
     with serving() as daemon:
 
@@ -268,7 +282,7 @@ def partly(*, prefix: bool) -> dict[str, Any]:
             return {"right": right("small"), "wants": daemon.blob_wants()}
 
 
-def never() -> dict[str, Any]:
+def never() -> Seen:
     """READs are completed without bytes; afterwards the daemon has recovered."""
     with serving() as daemon:
 
@@ -285,7 +299,7 @@ def never() -> dict[str, Any]:
             return {"said": said, "wants": wants, "right": right("small")}
 
 
-def killed_reader() -> dict[str, Any]:
+def killed_reader() -> Seen:
     """A reader dies while its READ is out; the answer comes afterwards."""
     with serving() as daemon:
         out = threading.Event()
@@ -310,7 +324,7 @@ def killed_reader() -> dict[str, Any]:
             return {"gone": daemon.transport.counts.readers_gone, "right": right("small")}
 
 
-def full_disk() -> dict[str, Any]:
+def full_disk() -> Seen:
     """Below the floor nothing is stored; with space again everything works."""
     with serving() as daemon, mounted():
         right("small")
@@ -339,11 +353,11 @@ def full_disk() -> dict[str, Any]:
         return {"said": said, "errors": sorted(set(errors)), "low": low, "right": right("large")}
 
 
-def survey() -> list[probe.Finding]:
-    return probe.survey(probe.this_host(), Cache(directory=CACHE), Kernel(transport="cachefiles"))
+def survey() -> list[Finding]:
+    return probe.survey(this_host(), Cache(directory=CACHE), Kernel(transport="cachefiles"))
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Seen:
     """The survey of a machine that can do everything, free and in use."""
     free = [finding.name for finding in survey() if not finding.ok]
     with serving(), mounted():
@@ -359,7 +373,7 @@ def second() -> str:
     return "it got the device"
 
 
-def inheritance() -> dict[str, Any]:
+def inheritance() -> Seen:
     """What a program that was started by the daemon has open."""
     with serving(), mounted():
         right("small")
@@ -367,11 +381,11 @@ def inheritance() -> dict[str, Any]:
         return {"open": subprocess.check_output(listing, text=True)}
 
 
-def mounts() -> dict[str, Any]:
+def mounts() -> Seen:
     """Second mounts, bind mounts, unknown images, nobody to ask."""
     other = Path("/tmp/other")
     other.mkdir(exist_ok=True)
-    said = {}
+    said: Seen = {}
     with serving():
         with mounted():
             said["again"] = failure(lambda: mount.mount_fsid(str(other), FSID, DOMAIN))
@@ -388,7 +402,7 @@ def mounts() -> dict[str, Any]:
     return said
 
 
-def takeover() -> dict[str, Any]:
+def takeover() -> Seen:
     """A daemon is killed in the middle of a READ while somebody else holds the device."""
     subprocess.run(["rm", "-rf", CACHE], check=True)
     os.makedirs(CACHE)
@@ -420,10 +434,11 @@ def takeover() -> dict[str, Any]:
     return result
 
 
-def culling() -> dict[str, Any]:
+def culling() -> Seen:
     """Cache files while they are nameless, in use, and left over."""
     with serving() as daemon:
-        files, said = daemon.transport.files, {"cwd": os.getcwd()}
+        files = daemon.transport.files
+        said: Seen = {"cwd": os.getcwd()}
         keys = [ObjectKey(DOMAIN, cookie) for cookie in image()]
         with mounted():
             right("large")
@@ -477,7 +492,7 @@ def settled(done: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def in_a_thread(task: Callable[[], Any]) -> Any:
+def in_a_thread(task: Callable[[], T]) -> T:
     """As the daemon does: a thread has its own working directory."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(task).result()
@@ -491,7 +506,7 @@ def mountable() -> bool:
     return True
 
 
-SCENARIOS: dict[str, Callable[[], Any]] = {
+SCENARIOS: dict[str, Callable[[], object]] = {
     "life": life,
     "before copen": before_copen,
     "prefix": functools.partial(partly, prefix=True),
@@ -509,7 +524,7 @@ SCENARIOS: dict[str, Callable[[], Any]] = {
 SCENARIO_TIMEOUT_S = 60
 
 
-def in_a_process(scenario: Callable[[], Any]) -> Any:
+def in_a_process(scenario: Callable[[], object]) -> object:
     """The scenario's result, or the traceback that ended it as a string."""
     reader, writer = os.pipe()
     pid = os.fork()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from harness import disk, qemu, store
 from harness.disk import Disk
@@ -38,7 +37,7 @@ def booted(
         guest.power_off()
 
 
-def described(guest: Guest, options: Options) -> dict[str, Any]:
+def described(guest: Guest, options: Options) -> dict[str, object]:
     """What has to stand beside a figure from this guest."""
     return {
         **host(options),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -18,15 +17,13 @@ from rafs_v6.tree import Node
 def write(directory: Path, fsid: str, layers: Iterable[Node], form: Format) -> None:
     """An image: its bootstrap under the name `fsid`, a blob for each layer under its id."""
     directory.mkdir(parents=True, exist_ok=True)
-    builder = ImageBuilder(form)
+    builder, staged = ImageBuilder(form), directory / "staged"
     for layer in layers:
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as output:
+        with staged.open("wb") as output:
             blob = builder.add(layer, output)
-        staged = Path(output.name)
         if blob is None:
             staged.unlink()
         else:
-            staged.chmod(0o644)
             staged.rename(directory / blob.blob_id)
     (directory / fsid).write_bytes(builder.finish().bootstrap)
 

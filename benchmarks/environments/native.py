@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from harness import command
 
@@ -69,7 +68,7 @@ def memory_group() -> Iterator[MemoryGroup]:
             group.remove()
 
 
-def described(options: Options) -> dict[str, Any]:
+def described(options: Options) -> dict[str, object]:
     """What has to stand beside a figure from this machine."""
     return {
         **host(options),

@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from harness import command, debian, disk, image, registry, store
@@ -212,7 +211,7 @@ def _publish(directory: Path, name: str, oci: Path) -> None:
     (directory / "figures.json").write_text(json.dumps(_figures(oci, summary)))
 
 
-def _figures(oci: Path, summary: dict[str, Any]) -> dict[str, Any]:
+def _figures(oci: Path, summary: image.Summary) -> dict[str, object]:
     manifest = Layout(oci).image(TAG, Platform("amd64", "linux")).manifest
     return {
         "pulled_bytes": sum(layer.size for layer in manifest.layers),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Any
 
+import msgspec
 from environments.guest import probe
+from harness.daemon import Settings, toml
 from harness.guest import Guest
 
+from fscached.control.messages import Status, Totals
 from runners import MOUNT, LocalImage
 from runners.minimal import end, mount_fsid, umount_and_end
 from runners.usage import Usage
@@ -18,8 +20,6 @@ LOG = "/var/log/fscached-bench.log"
 SOCKET = "/run/fscached/api.sock"
 PROGRAM = ("/opt/fscached/bin/fscached", "run", "--config")
 STATE = "/run/bench/state"
-
-Settings = dict[str, dict[str, object]]
 
 
 class Fscached:
@@ -36,10 +36,7 @@ class Fscached:
         self._pid = ""
 
     def start(self, cache: str, window_bytes: int) -> None:
-        windows: dict[str, object] = {
-            "window_bytes": window_bytes,
-            "window_limit_bytes": window_bytes,
-        }
+        windows = {"window_bytes": window_bytes, "window_limit_bytes": window_bytes}
         self.run(cache, {"fetch": windows})
 
     def run(self, cache: str, tables: Settings) -> None:
@@ -82,18 +79,16 @@ class Fscached:
 
     def reads(self) -> int:
         """How often the kernel has asked."""
-        return int(self._status()["totals"]["reads"])
+        return self._totals().reads
 
     def usage(self) -> Usage:
         """Until now."""
-        return Usage.read(
-            self._status(), self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout
-        )
+        totals = self._totals()
+        return Usage.read(totals, self._guest.run(["cat", f"/proc/{self._pid}/stat"]).stdout)
 
-    def _status(self) -> dict[str, Any]:
+    def _totals(self) -> Totals:
         ask = ["curl", "-sSf", "--unix-socket", SOCKET, "http://d/api/v2/status"]
-        status: dict[str, Any] = json.loads(self._guest.run(ask).stdout)
-        return status
+        return msgspec.json.decode(self._guest.run(ask).stdout, type=Status).totals
 
     def stop(self) -> None:
         self.resident_image_mib.append(self.resident_mib())
@@ -108,8 +103,9 @@ class Fscached:
         return int(shown.split()[1]) / 1024
 
 
-def entry(image: LocalImage) -> dict[str, Any]:
-    """nydusd's BlobCacheEntry, as nydus-snapshotter sends it for a local image."""
+def entry(image: LocalImage, **config: object) -> dict[str, object]:
+    """nydusd's BlobCacheEntry, as nydus-snapshotter sends it for a local image, or for another by
+    its `config`."""
     return {
         "type": "bootstrap",
         "id": image.fsid,
@@ -121,14 +117,6 @@ def entry(image: LocalImage) -> dict[str, Any]:
             "cache_type": "fscache",
             "cache_config": {"work_dir": STATE},
             "metadata_path": f"{image.directory}/{image.fsid}",
+            **config,
         },
     }
-
-
-def toml(settings: Settings) -> str:
-    """A configuration file."""
-    lines = []
-    for name, table in settings.items():
-        lines.append(f"[{name}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
-    return "\n".join(lines)

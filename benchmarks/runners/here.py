@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 from environments import Options, native
 from environments.linux import DATA_BYTES, NAME, Linux, linux
@@ -75,7 +74,7 @@ class Here:
         """See Place."""
         native.drop_caches()
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """What has to stand beside a figure."""
         return {
             **native.described(self._options),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from environments import Options, guest
 from environments.forms import FORMS, FSID, SOURCE, TOOLS, forms
@@ -113,7 +112,7 @@ class Inside:
         """See Place."""
         self._guest.run("sync; echo 3 > /proc/sys/vm/drop_caches")
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, object]:
         """What has to stand beside a figure."""
         described = guest.described(self._guest, self._options)
         return {**described, "memory_mib": MEMORY_MIB, "built": self.built}

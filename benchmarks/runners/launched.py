@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from environments.guest import PROGRAMS
 from environments.programs import HERE
 from harness.guest import Guest
+from launch import Launch, Plan
 
 BUNDLE = "/run/bench/bundle"
 ROOTFS = f"{BUNDLE}/rootfs"
@@ -52,12 +53,12 @@ class Launcher:
         Raises CommandFailed; SystemExit when it prints something else.
         """
         self._configure(program)
-        plan = {"pull": pull, "mount": mount, "bundle": BUNDLE, "url": program.url}
+        plan = Plan(pull=pull, mount=mount, bundle=BUNDLE, url=program.url)
         words = ["python3", f"{PROGRAMS}/launch.py", json.dumps(plan)]
-        found = json.loads(self._guest.run(words, timeout_s=PATIENCE_S).stdout)
+        found: Launch = json.loads(self._guest.run(words, timeout_s=PATIENCE_S).stdout)
         if not found["output"].startswith(program.says):
             raise SystemExit(f"{program.argv} printed {found['output']!r}, not {program.says!r}")
-        return Launched(*(found[step] for step in Launched._fields))
+        return Launched(found["pull"], found["create"], found["ready"], found["reply"])
 
     def _configure(self, program: Program) -> None:
         spec = self._spec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from environments.guest import PROGRAMS, probe
 from harness.guest import Guest
@@ -73,9 +73,7 @@ class Peer:
 
     def offering(self, image: LocalImage) -> str:
         """The script that has it served, without prefetch."""
-        wanted = entry(image)
-        wanted["config"]["prefetch_config"] = NO_PREFETCH
-        return _put(wanted)
+        return _put(entry(image, prefetch_config=NO_PREFETCH))
 
     def offered(self, registry: str, reference: str, *, prefetch: bool) -> str:
         """The script that has an image of a registry mounted at `MOUNT`; its bootstrap is here
@@ -84,12 +82,12 @@ class Peer:
         fsid = f"peer-{name.replace('/', '-')}"
         metadata = f"{IMAGES}/{fsid}"
         self._guest.python(BOOTSTRAP, registry, name, tag, metadata)
-        wanted = entry(LocalImage(IMAGES, fsid))
-        wanted["config"] |= {
-            "backend_type": "registry",
-            "backend_config": {"scheme": "http", "host": registry, "repo": name},
-            "prefetch_config": PREFETCH if prefetch else NO_PREFETCH,
-        }
+        wanted = entry(
+            LocalImage(IMAGES, fsid),
+            backend_type="registry",
+            backend_config={"scheme": "http", "host": registry, "repo": name},
+            prefetch_config=PREFETCH if prefetch else NO_PREFETCH,
+        )
         options = f"fsid={fsid},domain_id={fsid}"
         return f"{_put(wanted)}; mkdir -p {MOUNT}; mount -t erofs -o {options} none {MOUNT}"
 
@@ -107,7 +105,7 @@ class Peer:
         end(self._guest, self._pid)
 
 
-def _put(wanted: dict[str, Any]) -> str:
+def _put(wanted: Mapping[str, object]) -> str:
     """The script for one request."""
     body = shlex.quote(json.dumps(wanted))
     options = f"-sSf --unix-socket {SOCKET} -X PUT --data-binary {body}"

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import msgspec
 from environments import ROOT
+from harness.daemon import Settings, toml
 
 from fscached.control.client import Client, DaemonAway
+from fscached.control.messages import ImageInfo, ObjectStatus, Status
 from fscached.transport import mount
 from runners import LocalImage
-from runners.fscached import Settings, entry, toml
+from runners.fscached import entry
 from runners.usage import Usage
 
 PATIENCE_S = 20.0
@@ -64,14 +66,14 @@ class Supervised:
         """Mount an image of a registry."""
         self._mount(self.add(reference))
 
-    def add(self, reference: str) -> dict[str, Any]:
+    def add(self, reference: str) -> ImageInfo:
         """Have an image of a registry served: its name, and the files that are to be mounted."""
-        image: dict[str, Any] = self._client.put("/api/v2/images", {"reference": reference})
-        return image
+        image = self._client.put("/api/v2/images", {"reference": reference})
+        return msgspec.convert(image, ImageInfo)
 
     def forget(self, fsid: str) -> None:
         """Serve an image no more, and delete the files that no other needs."""
-        if any(known["fsid"] == fsid for known in self.images()):
+        if any(known.fsid == fsid for known in self.images()):
             self._client.delete("/api/v2/images", fsid=fsid)
         self._client.put("/api/v2/cache/gc", {"all_idle": True})
 
@@ -85,59 +87,57 @@ class Supervised:
         """Have an image served whose bytes are on this machine."""
         self._client.put("/api/v2/blobs", entry(image))
 
-    def images(self) -> list[dict[str, Any]]:
+    def images(self) -> list[ImageInfo]:
         """All that are served: names, and the files that are to be mounted."""
-        images: list[dict[str, Any]] = self._client.get("/api/v2/images")
-        return images
+        return msgspec.convert(self._client.get("/api/v2/images"), list[ImageInfo])
 
     def restart(self) -> None:
         """Kill the daemon, and wait until the next one answers: the supervisor starts it."""
-        pid = self.status()["pid"]
+        pid = self.status().pid
         os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + FILL_PATIENCE_S
-        while not (self._answers() and self.status()["pid"] != pid):
+        while not (self._answers() and self.status().pid != pid):
             if time.monotonic() > deadline:
                 raise SystemExit(f"{self.name}: no daemon follows")
             time.sleep(0.005)
 
     def resident_mib(self) -> float:
         """Memory of the daemon, without the supervisor's."""
-        return float(self.status()["rss_bytes"]) / (1 << 20)
+        return self.status().rss_bytes / (1 << 20)
 
     def files(self) -> tuple[Path, list[Path]]:
         """The bootstrap's file and the blobs' of the one image."""
         [known] = self.images()
-        return Path(known["bootstrap"]), [Path(device) for device in known["devices"]]
+        return Path(known.bootstrap), [Path(device) for device in known.devices or []]
 
     def events(self) -> int:
         """How often the kernel has asked."""
-        return int(self.status()["totals"]["reads"])
+        return self.status().totals.reads
 
     def usage(self) -> Usage:
         """Until now, without the supervisor's."""
         status = self.status()
-        return Usage.read(status, Path(f"/proc/{status['pid']}/stat").read_text())
+        return Usage.read(status.totals, Path(f"/proc/{status.pid}/stat").read_text())
 
-    def status(self) -> dict[str, Any]:
-        """What `fscached status -o json` says."""
-        status: dict[str, Any] = self._client.get("/api/v2/status")
-        return status
+    def status(self) -> Status:
+        """What `fscached status` shows."""
+        return msgspec.convert(self._client.get("/api/v2/status"), Status)
 
     def record(self) -> None:
         """Begin a new run of the one image."""
-        [known] = self._client.get("/api/v2/images")
-        self._client.put("/api/v2/traces/record", {"image": known["fsid"]})
+        [known] = self.images()
+        self._client.put("/api/v2/traces/record", {"image": known.fsid})
 
     def trace(self) -> bytes:
         """The present run of the one image, as `fscached trace export` writes it."""
-        [known] = self._client.get("/api/v2/images")
-        found = self._client.get("/api/v2/traces", image=known["fsid"], run="true")
+        [known] = self.images()
+        found = self._client.get("/api/v2/traces", image=known.fsid, run="true")
         return json.dumps(found["trace"]).encode()
 
     def await_complete(self) -> None:
         """Wait until all blobs are resident. Raises SystemExit when they do not become so."""
         deadline = time.monotonic() + FILL_PATIENCE_S
-        while not all(_whole(blob) for blob in self.status()["images"][0]["blobs"]):
+        while not all(_whole(blob) for blob in self.status().images[0].blobs):
             if time.monotonic() > deadline:
                 raise SystemExit(f"{self.name}: not complete after {FILL_PATIENCE_S:.0f} s")
             time.sleep(0.5)
@@ -149,9 +149,9 @@ class Supervised:
             self._process.terminate()
             self._process.wait(PATIENCE_S)
 
-    def _mount(self, image: dict[str, Any]) -> None:
+    def _mount(self, image: ImageInfo) -> None:
         # Not by `fscached mount`: it would bind what another daemon here has mounted of this image.
-        mount.mount_files(str(self.directory), image["bootstrap"], image["devices"])
+        mount.mount_files(str(self.directory), image.bootstrap, image.devices or [])
 
     def _answers(self) -> bool:
         try:
@@ -161,5 +161,5 @@ class Supervised:
         return True
 
 
-def _whole(blob: dict[str, Any]) -> bool:
-    return bool(blob["resident_bytes"] == blob["size_bytes"])
+def _whole(blob: ObjectStatus) -> bool:
+    return blob.resident_bytes == blob.size_bytes

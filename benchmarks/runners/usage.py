@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+from fscached.control.messages import Totals
 
 
 @dataclass(frozen=True)
@@ -16,15 +18,12 @@ class Usage:
     received_bytes: int
 
     @classmethod
-    def read(cls, status: dict[str, Any], stat: str) -> Self:
+    def read(cls, totals: Totals, stat: str) -> Self:
         """From `/api/v2/status` and /proc/PID/stat (proc(5): utime and stime, fields 14 and 15,
         in ticks of 10 ms, children not among them)."""
         fields = stat.rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])
-        totals = status["totals"]
-        return cls(
-            ticks / os.sysconf("SC_CLK_TCK"), int(totals["requests"]), int(totals["received_bytes"])
-        )
+        return cls(ticks / os.sysconf("SC_CLK_TCK"), totals.requests, totals.received_bytes)
 
     def since(self, before: Usage) -> Usage:
         """What was used after `before`."""

@@ -22,6 +22,7 @@ from typing import NamedTuple, Protocol
 import probes
 from environments import Options, guest, local, native
 from harness import disk, store
+from harness.daemon import Settings
 from harness.disk import Disk
 from harness.guest import Guest
 from report import Report, Result, percentile, result
@@ -42,7 +43,7 @@ SINGLES = 3
 """Daemons with one image: few misses would say little."""
 CHUNK_BYTES = 4096
 FILE_BYTES = 4 * CHUNK_BYTES
-SETTINGS = {
+SETTINGS: Settings = {
     "prefetch": {"enabled": False},
     "fetch": {"window_bytes": CHUNK_BYTES, "window_limit_bytes": CHUNK_BYTES},
 }
@@ -115,9 +116,9 @@ class Here:
         self._daemon.offer(image)
         offered = time.perf_counter()
         # Not timed: it lists all of them.
-        [known] = [known for known in self._daemon.images() if known["fsid"] == image.fsid]
+        [known] = [known for known in self._daemon.images() if known.fsid == image.fsid]
         listed = time.perf_counter()
-        mount.mount_files(str(at), known["bootstrap"], known["devices"])
+        mount.mount_files(str(at), known.bootstrap, known.devices or [])
         return (offered - began + time.perf_counter() - listed) * 1e3
 
     def read(self, images: Sequence[LocalImage], offset: int) -> list[float]:
@@ -194,17 +195,16 @@ class Inside:
 def run(options: Options) -> Report:
     """In a guest: the crowd of each daemon, then one image in each."""
     size = LONG if options.long else GUEST
-    found: dict[str, Figures] = {}
+    found: dict[str, Figures] = defaultdict(dict)
     with guest.booted(options, [_disk(size)]) as inside:
         images = [_named(f"{SOURCES}/{n}", n) for n in range(size.images)]
         daemons: list[Fscached | Peer] = [Fscached(inside)]
         if options.peer:
             daemons.append(Peer(inside, options.peer))
         for daemon in daemons:
-            crowd, single = found[daemon.name], found[f"{daemon.name} single"] = {}, {}
             for _ in range(options.repetitions):
-                _measure(Inside(inside, daemon), images, crowd)
-                _measure(Inside(inside, daemon), images[:1], single)
+                _measure(Inside(inside, daemon), images, found[daemon.name])
+                _measure(Inside(inside, daemon), images[:1], found[f"{daemon.name} single"])
         environment = guest.described(inside, options) | _described(size)
     ours = found[Fscached.name]
     results = list(_results(ours, found[f"{Fscached.name} single"], size.images))

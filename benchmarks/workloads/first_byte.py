@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from environments import ROOT, Options, guest, native, nginx
 from environments import link as native_link
@@ -29,12 +29,13 @@ from environments.archive import FILE, images
 from environments.nginx import Ports
 from environments.programs import HERE
 from harness import command, link, registry
+from harness.daemon import Settings
 from harness.guest import Guest
 from harness.image import Origin
 from harness.registry import Registry
 from report import Report, Result, result
 from runners import MOUNT
-from runners.fscached import STATE, Fscached, Settings
+from runners.fscached import STATE, Fscached
 from runners.supervised import Supervised
 
 REPETITIONS = 3
@@ -305,7 +306,7 @@ def _measured(machine: Machine, origin: Origin, options: Options) -> Bench:
     return bench
 
 
-def _report(bench: Bench, environment: dict[str, Any], options: Options) -> Report:
+def _report(bench: Bench, environment: dict[str, object], options: Options) -> Report:
     linked = {"round_trip_ms": ROUND_TRIP_MS, "bytes_per_s": BYTES_PER_S}
     return Report(options.bench, environment | linked, list(_results(bench.figures)))
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from environments import Options, local
 from environments.native import described, drop_caches
@@ -30,6 +30,9 @@ from runners.supervised import Supervised
 
 from rafs_v6.pack import Format
 from rafs_v6.tree import Node
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 REPETITIONS = 3
 GIB, MIB = 1 << 30, 1 << 20
@@ -71,7 +74,7 @@ class Made(io.RawIOBase):
         """It is only that."""
         return True
 
-    def readinto(self, buffer: Any, /) -> int:
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         """At most the rest of a chunk."""
         if self._at >= self._size:
             return 0

@@ -29,12 +29,13 @@ from environments.native import described as described_native
 from environments.programs import HERE
 from environments.trace import recorded
 from harness import command, disk, store
+from harness.daemon import Settings
 from harness.disk import Disk
 from harness.guest import Guest
 from report import Report, Result, percentile, result
 from runners import MOUNT, LocalImage, Runner
 from runners.files import Asking, Unasked
-from runners.fscached import Fscached, Settings
+from runners.fscached import Fscached
 from runners.minimal import Minimal
 from runners.peer import Peer
 from runners.supervised import Supervised

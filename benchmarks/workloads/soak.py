@@ -21,12 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from environments import Options, native
 from environments.programs import HERE
 from harness import noise, registry
 from harness.registry import HostRegistry
+from load import Said
 from report import Report, Result, percentile, result
 from runners.supervised import Supervised
 
@@ -46,7 +47,7 @@ FAULT_S = (0.2, 3.0)
 """How long one lasts."""
 PATIENCE_S = 60.0
 MB = 1e6
-NOTHING = {"reads": 0, "bytes": 0, "errors": {}, "wrong": [], "longest_s": 0.0, "seconds": []}
+SIGBUS = Said(reads=0, bytes=0, errors={"SIGBUS": 1}, wrong=[], longest_s=0.0, seconds=[])
 
 T = TypeVar("T")
 
@@ -64,7 +65,7 @@ class Figures:
     seconds: list[float] = field(default_factory=list)
     resident_mib: list[float] = field(default_factory=list)
 
-    def note(self, said: dict[str, Any]) -> None:
+    def note(self, said: Said) -> None:
         """Raises SystemExit for wrong bytes."""
         if said["wrong"]:
             raise SystemExit(f"wrong bytes: {'; '.join(said['wrong'])}")
@@ -121,12 +122,12 @@ class Soak:
         at.mkdir(exist_ok=True)
         while time.monotonic() < end:
             known = _patiently(partial(self._daemon.add, f"{self._origin.address}/{image}"))
-            mount.mount_files(str(at), known["bootstrap"], known["devices"])
+            mount.mount_files(str(at), known.bootstrap, known.devices or [])
             try:
                 said = _read(at, f"{image} {figures.turns}")
             finally:
                 mount.unmount(str(at))
-            _patiently(partial(self._daemon.forget, known["fsid"]))
+            _patiently(partial(self._daemon.forget, known.fsid))
             resident_mib = _patiently(self._daemon.resident_mib)
             with self._lock:
                 figures.turns += 1
@@ -155,20 +156,20 @@ def run_native(options: Options) -> Report:
     return Report(options.bench, environment, list(_results(quiet, faulty, quiet_s, faulty_s)))
 
 
-def _read(at: Path, seed: str) -> list[dict[str, Any]]:
+def _read(at: Path, seed: str) -> list[Said]:
     """Readers of one mount, to their end."""
     readers = []
     for number in range(READERS):
         argv = [sys.executable, str(HERE / "load.py"), str(at), str(TURN_S), f"{seed} {number}"]
         readers.append(subprocess.Popen(argv, stdout=subprocess.PIPE))
-    said: list[dict[str, Any]] = []
+    said: list[Said] = []
     for reader in readers:
         try:
             output, _ = reader.communicate(timeout=TURN_S + PATIENCE_S)
         except subprocess.TimeoutExpired:
             raise SystemExit(f"a reader of {at} hangs") from None
         if reader.returncode == -signal.SIGBUS:
-            said.append({**NOTHING, "errors": {"SIGBUS": 1}})
+            said.append(SIGBUS)
             continue
         if reader.returncode != 0:
             raise SystemExit(f"a reader of {at} ended with {reader.returncode}")

@@ -28,12 +28,13 @@ from environments.archive import FILE, images
 from environments.nginx import Ports
 from environments.programs import HERE, compiled
 from harness import command, registry
+from harness.daemon import Settings
 from harness.guest import Guest
 from harness.image import Origin
 from harness.registry import Registry
 from report import Report, Result, result
 from runners import MOUNT
-from runners.fscached import Fscached, Settings
+from runners.fscached import Fscached
 from runners.peer import Peer
 from runners.supervised import Supervised
 from runners.usage import Usage
@@ -161,7 +162,7 @@ class Virtual:
 
     def read(self, image: str, scheme: str) -> Reading:
         """See Machine."""
-        trust: Settings = {"source": {"ca_files": [f"{nginx.FILES}/authority.pem"]}}
+        trust = {"source": {"ca_files": [f"{nginx.FILES}/authority.pem"]}}
         host = self._registry.address if scheme == "http" else f"{nginx.NAME}:{PORTS.https}"
         self.fscached.run(self._begin(), trust)
         self.fscached.pull(f"{host}/{image}")
@@ -190,7 +191,7 @@ class Own:
     """This machine, while `served`."""
 
     file_bytes = NATIVE_FILE_BYTES
-    peer = None
+    peer: Peer | None = None
 
     def __init__(self, scratch: Path, storage: Path) -> None:
         self._scratch = scratch

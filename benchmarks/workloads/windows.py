@@ -19,7 +19,7 @@ from environments import Options
 from environments.native import described, drop_caches
 from environments.runtimes import published
 from harness import command, registry
-from replay import WINDOW_BYTES, WINDOW_LIMIT_BYTES, Link, Read, Replay, Shrinking
+from replay import WINDOW_BYTES, WINDOW_LIMIT_BYTES, Cost, Link, Read, Replay, Shrinking
 from report import Report, Result, result
 from runners.supervised import Supervised
 
@@ -47,6 +47,10 @@ PLANNERS: Mapping[str, Callable[[], Planner]] = {
     "2m": partial(Planner, WINDOW_BYTES * 2, WINDOW_LIMIT_BYTES),
 }
 MB = 1e6
+FIGURES: Mapping[str, tuple[str, Callable[[Cost], float]]] = {
+    "waited": ("s", lambda cost: cost.waited_s),
+    "fetched": ("MB", lambda cost: cost.fetched_bytes / MB),
+}
 
 Recorded = tuple[dict[str, ChunkMap], list[Read]]
 
@@ -66,13 +70,9 @@ def _results(name: str, chunks: dict[str, ChunkMap], reads: list[Read]) -> Itera
     """Ours beside each other way, which is the baseline."""
     for link, planner in itertools.product(LINKS, PLANNERS):
         if planner != OURS:
-            ours, other = (Replay(chunks, LINKS[link], PLANNERS[it]) for it in (OURS, planner))
-            ours.run(reads)
-            other.run(reads)
-            for what, unit, value in (
-                ("waited", "s", lambda replay: replay.cost.waited_s),
-                ("fetched", "MB", lambda replay: replay.cost.fetched_bytes / MB),
-            ):
+            replays = (Replay(chunks, LINKS[link], PLANNERS[it]) for it in (OURS, planner))
+            ours, other = (replay.run(reads) for replay in replays)
+            for what, (unit, value) in FIGURES.items():
                 figure = f"{what}_{name}_{link}_{planner}"
                 yield result(figure, unit, "lower", [value(ours)], [value(other)])
 

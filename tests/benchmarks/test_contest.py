@@ -50,7 +50,7 @@ class Fake:
 def _held(place: Fake, take: Any, repetitions: int = 1) -> Any:
     @contextmanager
     def there(_: Options) -> Iterator[Place]:
-        yield place  # type: ignore[misc]
+        yield place
 
     measurement = Measurement("read", "MB/s", "higher", take, cold=True)
     options = Options("hit", "6.12", repetitions, Path("/"))

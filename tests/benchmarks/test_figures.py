@@ -15,6 +15,8 @@ from plots.bars import grouped
 from report import Report, percentile, result, table
 from runners.usage import Usage
 
+from fscached.control.messages import Totals
+
 TRACE = """\
 # tracer: nop
           daemon-214     [000] .....    11.279485: cachefiles_ondemand_open: o=00000001 mid=0 oid=0
@@ -90,11 +92,11 @@ def test_memory_is_limited_for_a_while(
 
 def test_usage_is_a_daemons_own() -> None:
     """utime and stime, not those of its children; a name may hold anything."""
-    status = {"totals": {"requests": 7, "received_bytes": 4096, "reads": 1}}
-    before = Usage.read(status, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 150 50 900 900 20 0")
+    totals = Totals(requests=7, received_bytes=4096)
+    before = Usage.read(totals, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 150 50 900 900 20 0")
     assert before == Usage(2.0, 7, 4096)
-    status["totals"]["requests"] = 9
-    after = Usage.read(status, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 250 50 900 900 20 0")
+    totals = Totals(requests=9, received_bytes=4096)
+    after = Usage.read(totals, "12 (a) S ) S 1 2 3 4 5 6 7 8 9 10 250 50 900 900 20 0")
     assert after.since(before) == Usage(1.0, 2, 0)
 
 

@@ -97,8 +97,8 @@ def test_what_a_bench_says_is_kept_and_shown(
     program.chmod(0o755)
     monkeypatch.setattr(suite, "ROOT", tmp_path)
     assert suite.run(suite.runs(benches, ["miss"]), tmp_path / "report", [], long=False) == 0
-    kept = json.loads((tmp_path / "report" / "miss.json").read_text())
-    assert read(kept) == REPORT
+    kept = tmp_path / "report" / "miss.json"
+    assert read(kept.read_text()) == REPORT
     text = (tmp_path / "report" / suite.DOCUMENT).read_text()
     assert "What is not." in text
     assert "| start (s) | 0.25 | 0 |  |  | lower |" in text

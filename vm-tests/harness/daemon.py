@@ -19,7 +19,8 @@ API = "http://daemon"
 READY_TIMEOUT_S = 180.0
 """An emulated guest on a machine with ten times more to do than processors takes a minute."""
 
-Settings = dict[str, dict[str, object]]
+Settings = Mapping[str, Mapping[str, object]]
+"""Tables of a configuration."""
 
 DEFAULTS: Settings = {
     "prefetch": {"enabled": False},
@@ -41,11 +42,7 @@ class Daemon:
         tables = {name: dict(table) for name, table in DEFAULTS.items()}
         for name, table in settings.items():
             tables.setdefault(name, {}).update(table)
-        lines = []
-        for name, table in tables.items():
-            lines.append(f"[{name}]")
-            lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
-        self._guest.put(CONFIG, "\n".join(lines).encode())
+        self._guest.put(CONFIG, toml(tables).encode())
 
     def start(self, *, supervised: bool = True, env: Mapping[str, str] | None = None) -> float:
         """Start it and wait until its API answers; how many seconds that took."""
@@ -134,6 +131,15 @@ class Daemon:
             return self._guest.get(LOG).decode()
         except OSError:
             return ""
+
+
+def toml(settings: Settings) -> str:
+    """A configuration file."""
+    lines = []
+    for name, table in settings.items():
+        lines.append(f"[{name}]")
+        lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    return "\n".join(lines)
 
 
 def _toml(value: object) -> str:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from harness import command, disk, project, registry, store
 from harness.content import content
@@ -16,32 +17,48 @@ NAME = "debian:latest"
 ADDRESS = "127.0.0.1:5000"
 
 
+class Layer(TypedDict):
+    """A file of an image at its registry."""
+
+    digest: str
+    size_bytes: int
+
+
+class Blob(TypedDict):
+    """The data of a layer, as it is stored and as it is read."""
+
+    id: str
+    compressed_bytes: int
+    uncompressed_bytes: int
+
+
+class Summary(TypedDict):
+    """Of what `fscached image convert -o json` prints."""
+
+    layers: list[Layer]
+    blobs: list[Blob]
+
+
 @dataclass(frozen=True)
 class Origin:
-    """A disk for a guest's docker-registry. `images` has the summary of each image by its name,
-    as `fscached image convert -o json` prints it."""
+    """A disk for a guest's docker-registry. `images` has the summary of each image by its name."""
 
     disk: disk.Disk
-    images: dict[str, dict[str, object]]
+    images: dict[str, Summary]
 
     def blob_bytes(self, name: str) -> int:
         """What the data blobs of an image take at the origin."""
-        blobs = self.images[name]["blobs"]
-        assert isinstance(blobs, list)
-        return sum(int(blob["compressed_bytes"]) for blob in blobs)
+        return sum(blob["compressed_bytes"] for blob in self.images[name]["blobs"])
 
     def layer_bytes(self, name: str) -> dict[str, int]:
         """The sizes of an image's blob files at the origin, by blob id."""
         layers = self.images[name]["layers"]
-        assert isinstance(layers, list)
-        sizes = {layer["digest"].partition(":")[2]: int(layer["size_bytes"]) for layer in layers}
+        sizes = {layer["digest"].partition(":")[2]: layer["size_bytes"] for layer in layers}
         return {blob_id: sizes[blob_id] for blob_id in self.blob_ids(name)}
 
     def blob_ids(self, name: str) -> list[str]:
         """The ids of an image's data blobs, lowest layer first."""
-        blobs = self.images[name]["blobs"]
-        assert isinstance(blobs, list)
-        return [str(blob["id"]) for blob in blobs]
+        return [blob["id"] for blob in self.images[name]["blobs"]]
 
 
 def reference(name: str) -> str:

@@ -33,6 +33,10 @@ LOOK_S = 0.005
 READ_BYTES = 1 << 16
 
 
+Find = Callable[[int], int | None]
+"""Finds the daemon after one that is dead, 0: any; None when nobody can wait for it."""
+
+
 class Order(TypedDict):
     """`supervisor` is a process id. Ends after so many `kills` that count, or when none of the
     `readers` is left. Each daemon lives for a time drawn from one of `lives` (shortest, longest, in
@@ -78,8 +82,9 @@ def carry_out(order: Order) -> Report:
     report = Report(kills=[], idle=0)
     readers = order["readers"]
     find = _kept(order["log"], readers) if order["log"] else _child(order["supervisor"])
-    daemon: int | None = 0
-    while len(report["kills"]) < order["kills"] and (daemon := find(daemon)) is not None:
+    daemon = 0
+    while len(report["kills"]) < order["kills"] and (found := find(daemon)) is not None:
+        daemon = found
         time.sleep(rng.uniform(*rng.choice(order["lives"])))
         if not _await_unanswered(order["of"], order["readers"]):
             break
@@ -152,7 +157,7 @@ def _waits(pid: int) -> bool:
         return False
 
 
-def _child(supervisor: int) -> Callable[[int], int | None]:
+def _child(supervisor: int) -> Find:
     """Finds the supervisor's daemon, once it is another process than before."""
 
     def find(before: int) -> int | None:
@@ -166,7 +171,7 @@ def _child(supervisor: int) -> Callable[[int], int | None]:
     return find
 
 
-def _kept(log: str, readers: Sequence[int]) -> Callable[[int], int | None]:
+def _kept(log: str, readers: Sequence[int]) -> Find:
     """Finds the snapshotter's daemon, which may be nobody's child, once it has left what it holds
     with the snapshotter; None when no reader is left who could wait for that."""
     fd = os.open(log, os.O_RDONLY)

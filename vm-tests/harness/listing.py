@@ -13,9 +13,25 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import NotRequired, TypedDict
 
-Entry = dict[str, Any]
+
+class Entry(TypedDict):
+    """One of a tree. `mode`: permission bits; `mtime`: whole seconds; `xattrs`: hexadecimal. Files
+    have `size` and `sha256`, symlinks `target`, devices `rdev`."""
+
+    path: str
+    type: str
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    xattrs: dict[str, str]
+    size: NotRequired[int]
+    sha256: NotRequired[str]
+    target: NotRequired[str]
+    rdev: NotRequired[tuple[int, int]]
+
 
 TYPES = {
     stat.S_IFREG: "file",
@@ -51,8 +67,7 @@ def _below(root: str, directory: str) -> Iterator[str]:
 
 
 def entry(root: str, path: str) -> Entry:
-    """One entry: path, type, mode (permission bits), uid, gid, mtime (whole seconds), xattrs
-    (hexadecimal); sha256 and size of files, target of symlinks, rdev of devices."""
+    """What is at one path."""
     full = os.path.join(root, path)
     status = os.lstat(full)
     kind = TYPES[stat.S_IFMT(status.st_mode)]
@@ -70,7 +85,7 @@ def entry(root: str, path: str) -> Entry:
     elif kind == "symlink":
         listed["target"] = os.readlink(full)
     elif kind in ("char", "block"):
-        listed["rdev"] = [os.major(status.st_rdev), os.minor(status.st_rdev)]
+        listed["rdev"] = os.major(status.st_rdev), os.minor(status.st_rdev)
     return listed
 
 
@@ -105,7 +120,7 @@ def differences(expected: str, found: str) -> list[str]:
     return sorted(lines)
 
 
-def _by_path(listing: str) -> dict[str, Entry]:
+def _by_path(listing: str) -> dict[str, dict[str, object]]:
     return {listed["path"]: listed for listed in map(json.loads, listing.splitlines())}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from typing import Any
+from collections.abc import Mapping
 
 from harness import command, project
 
@@ -12,7 +12,14 @@ RESULTS = project.ROOT / "benchmarks/results"
 
 
 def counted(
-    kernel: str, seed: int, name: str, count: int, of: int, facts: dict[str, Any], *, keep: bool
+    kernel: str,
+    seed: int,
+    name: str,
+    count: int,
+    of: int,
+    facts: Mapping[str, object],
+    *,
+    keep: bool,
 ) -> None:
     """Say how far a count has come, and `keep` it beside the others of its kernel, in the place of
     what was there by this name: a run that ends early has counted what it has counted."""
@@ -22,7 +29,7 @@ def counted(
         _keep(kernel, seed, name, facts)
 
 
-def _keep(kernel: str, seed: int, name: str, facts: dict[str, Any]) -> None:
+def _keep(kernel: str, seed: int, name: str, facts: Mapping[str, object]) -> None:
     """With the commit it is of."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"crash-{kernel}.json"

@@ -7,12 +7,14 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness import apt, disk, project, store
 from harness.command import CommandFailed
 from harness.disk import Disk
 from harness.guest import Guest, Process
+
+T = TypeVar("T")
 
 RELEASE, PACKAGE, PROGRAM = "trixie", "nydus-snapshotter", "usr/bin/containerd-nydus-grpc"
 MOUNT = "/opt/nydus-snapshotter"
@@ -201,7 +203,7 @@ class Snapshotter:
         counts = dict(line.split() for line in events.splitlines())
         return {"peak": int(peak), "oom_kill": int(counts["oom_kill"])}
 
-    def until(self, look: Callable[[], Any], what: str) -> Any:
+    def until(self, look: Callable[[], T], what: str) -> T:
         """Wait until there is something. Raises CommandFailed with the log's end."""
         deadline = time.monotonic() + PATIENCE_S
         while not (found := look()):
