@@ -265,14 +265,15 @@ async def test_who_is_asked_does_not_take_over_twice(
     monkeypatch.setattr(succession, "UNASKED_S", 0.001)
     old, new = Daemon(custodian), Daemon(custodian)
     await left(old, custodian, device)
+    before = asyncio.all_tasks()
     new.life.await_takeover(predecessor_lives=True)
-    await asyncio.sleep(0.05)
-    assert new.life.state is State.INIT
+    assert asyncio.all_tasks() == before
     custodian.message = b"of somebody else"
     custodian.gives()
     new.life.await_takeover(predecessor_lives=False)
-    await asyncio.to_thread(custodian.done)
-    await asyncio.sleep(0.05)
+    [attempt] = asyncio.all_tasks() - before
+    await asyncio.wait_for(attempt, 20)
+    custodian.done()
     assert new.life.state is State.INIT
     with pytest.raises(WrongState):
         await new.life.start()

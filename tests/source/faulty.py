@@ -121,6 +121,16 @@ def part_of(blob: bytes) -> Answer:
     return write
 
 
+def late_part(blob: bytes, go: asyncio.Event) -> Answer:
+    """A good answer, but not before it may go."""
+
+    async def write(seen: Seen, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        await part_of(blob)(seen, writer)
+
+    return write
+
+
 def slow_part(blob: bytes, piece_bytes: int, pause_s: float) -> Answer:
     """A good answer in pieces, each after a pause."""
 

@@ -21,7 +21,7 @@ from fscached.source.origin import Traffic, Trust
 from fscached.source.request import Reply, Request
 from fscached.source.transfer import Transfers
 from tests.source.conftest import BLOB
-from tests.source.faulty import FaultyServer, Seen, answer, faulty_server, part_head
+from tests.source.faulty import FaultyServer, Seen, answer, faulty_server, late_part, part_head
 
 MIB = 1 << 20
 
@@ -133,14 +133,10 @@ async def test_prefetch_stands_still_under_demand(
         await rest.wait()
         writer.write(BLOB[1000:])
 
-    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
-        await last.wait()
-        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
-
     server.default = two_halves
     prefetch = Fetch(transfers, server.host, 0, len(BLOB), Priority.PREFETCH)
     await prefetch.began.wait()
-    other_server.answers = [late]
+    other_server.answers = [late_part(BLOB, last)]
     waiting = Fetch(transfers, other_server.host, 0, 9)
     await asyncio.sleep(0)
     rest.set()
@@ -160,12 +156,7 @@ async def test_on_a_fast_link_prefetch_gets_something_under_constant_demand(
     """Somebody always waits; once the link is known to be fast, prefetch goes on beside it."""
     transfers = Transfers(demand_connections=3, link=Link(1.0))
     last = asyncio.Event()
-
-    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
-        await last.wait()
-        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
-
-    other_server.answers = [late]
+    other_server.answers = [late_part(BLOB, last)]
     waiting = Fetch(transfers, other_server.host, 0, 9)
     await asyncio.sleep(0)
     prefetch = Fetch(transfers, server.host, 0, len(BLOB), Priority.PREFETCH)
@@ -187,12 +178,7 @@ async def test_what_is_expected_comes_beside_demand_on_any_link(
 ) -> None:
     """A reader waits all the time, and prefetch for it: neither holds up what is expected."""
     last = asyncio.Event()
-
-    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
-        await last.wait()
-        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
-
-    other_server.answers = [late]
+    other_server.answers = [late_part(BLOB, last)]
     waiting = Fetch(transfers, other_server.host, 0, 9)
     await asyncio.sleep(0)
     queued = [Fetch(transfers, server.host, 0, 9, Priority.PREFETCH) for _ in range(3)]
@@ -291,12 +277,7 @@ async def test_prefetch_does_not_begin_under_demand(
 ) -> None:
     """A prefetch that comes while a demand read waits sends its request after it."""
     last = asyncio.Event()
-
-    async def late(_: Seen, writer: asyncio.StreamWriter) -> None:
-        await last.wait()
-        writer.write(part_head(0, 9, len(BLOB)) + BLOB[:9])
-
-    server.answers = [late]
+    server.answers = [late_part(BLOB, last)]
     waiting = Fetch(transfers, server.host, 0, 9)
     prefetch = Fetch(transfers, other_server.host, 0, 9, Priority.PREFETCH)
     for _ in range(5):
