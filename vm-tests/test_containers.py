@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from harness import disk, fleet, inspector, killer, noise, record, small, snapshotter
+from harness import disk, fleet, inspector, killer, noise, rounds, small, snapshotter
 from harness.containers import Containers
 from harness.guest import Guest
 from harness.inspector import Seen
-from harness.killer import Kill, Order, Report
+from harness.killer import Order, Report
 
 # nydus-snapshotter has 3 s of patience with a daemon's successor.
 pytestmark = [pytest.mark.only("6.12"), pytest.mark.alone]
@@ -117,26 +117,19 @@ def test_a_cold_read_is_interrupted(
 def test_kills_during_cold_reads(node: Containers, kernel: str, seed: int, long: bool) -> None:
     """Killed with READs unanswered, again and again, as in `test_crash`: readers pause, get right
     bytes, and everybody is answered."""
-    kills: list[Kill] = []
-    pauses, idle = [], 0
-    while len(kills) < KILLS[long]:
-        report, seen = _round_of_kills(node, seed + len(kills), KILLS[long] - len(kills))
-        kills += report["kills"]
-        idle += report["idle"]
-        pauses.append(max(one["slowest_s"] for one in seen))
-        unanswered = Counter(kill["unanswered"]["read"] for kill in kills)
-        memory = node.snapshotter.memory()
-        assert memory["oom_kill"] == 0
-        facts = {
-            "idle_and_not_counted": idle,
-            "given_up_by_the_snapshotter": node.snapshotter.given_up(),
-            "longest_pause_s": round(max(pauses), 2),
-            "kills_by_unanswered_reads": dict(sorted(unanswered.items())),
-            "memory_limit_bytes": MEMORY_BYTES,
-            "memory_peak_bytes": memory["peak"],
-        }
-        name = f"snapshotter-{kernel}"
-        record.counted(name, seed, "kills", len(kills), KILLS[long], facts, keep=long)
+    play, name = partial(_round_of_kills, node), f"snapshotter-{kernel}"
+    rounds.until(KILLS[long], play, name, seed, keep=long, more=partial(_facts, node))
+
+
+def _facts(node: Containers) -> dict[str, int]:
+    """What is of the snapshotter's kills alone."""
+    memory = node.snapshotter.memory()
+    assert memory["oom_kill"] == 0
+    return {
+        "given_up_by_the_snapshotter": node.snapshotter.given_up(),
+        "memory_limit_bytes": MEMORY_BYTES,
+        "memory_peak_bytes": memory["peak"],
+    }
 
 
 def _round_of_kills(node: Containers, seed: int, kills: int) -> tuple[Report, list[Seen]]:
@@ -161,10 +154,8 @@ def _round_of_kills(node: Containers, seed: int, kills: int) -> tuple[Report, li
     )
     report = killer.have_killed(node.guest, order, timeout_s=LONGEST_S)
     node.ledger.hurry()
-    seen = [inspector.seen(reader, timeout_s=LONGEST_S) for reader in readers]
-    assert [(one["error"], one["wrong"]) for one in seen] == [(None, [])] * len(readers)
     blocks = noise.IMAGES[IMAGE].file_bytes // noise.BLOCK_BYTES
-    assert [one["blocks"] for one in seen] == [blocks] * len(readers)
+    seen = inspector.all_right(readers, blocks, timeout_s=LONGEST_S)
     counts = node.guest.cachefiles_counts()
     assert counts["read"] == counts["cread"]
     node.containerd.remove()

@@ -6,15 +6,15 @@ each image that was read: an ended run says how far it came, and another one beg
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
-from harness import disk, inspector, killer, noise, record
+from harness import disk, inspector, killer, noise, record, rounds
 from harness.daemon import drop_caches
 from harness.guest import Guest, Process
 from harness.inspector import Seen
-from harness.killer import Kill, Order, Report
+from harness.killer import Order, Report
 from harness.ledger import Asked
 from harness.site import FILE_BLOCKS, LONGEST_S, PATIENCE_S, SHAPE, Site, chunks, whole
 
@@ -75,20 +75,7 @@ def site(guest: Guest) -> Iterator[Site]:
 def test_kills_during_cold_reads(site: Site, kernel: str, seed: int, long: bool) -> None:
     """Killed with READs unanswered, again and again: readers pause, get right bytes, and no chunk
     that was resident is asked for again."""
-    kills: list[Kill] = []
-    pauses, idle = [], 0
-    while len(kills) < KILLS[long]:
-        report, seen = _round_of_kills(site, seed + len(kills), KILLS[long] - len(kills))
-        kills += report["kills"]
-        idle += report["idle"]
-        pauses.append(max(one["slowest_s"] for one in seen))
-        unanswered = Counter(kill["unanswered"]["read"] for kill in kills)
-        facts = {
-            "idle_and_not_counted": idle,
-            "longest_pause_s": round(max(pauses), 2),
-            "kills_by_unanswered_reads": dict(sorted(unanswered.items())),
-        }
-        record.counted(kernel, seed, "kills", len(kills), KILLS[long], facts, keep=long)
+    rounds.until(KILLS[long], partial(_round_of_kills, site), kernel, seed, keep=long)
 
 
 def _round_of_kills(site: Site, seed: int, kills: int) -> tuple[Report, list[Seen]]:
@@ -99,9 +86,7 @@ def _round_of_kills(site: Site, seed: int, kills: int) -> tuple[Report, list[See
     readers = site.readers(MOUNT, IMAGE, seed)
     report = _kill(site, readers, kills, seed, "read", LIVES)
     site.ledger.hurry()
-    seen = [inspector.seen(reader, timeout_s=PATIENCE_S) for reader in readers]
-    assert [(one["error"], one["wrong"]) for one in seen] == [(None, [])] * len(readers)
-    assert [one["blocks"] for one in seen] == [FILE_BLOCKS] * len(readers)
+    seen = inspector.all_right(readers, FILE_BLOCKS, timeout_s=PATIENCE_S)
     assert _fetched_twice(report, site.asked(IMAGE)) == []
     _assert_all_resident(site)
     site.node.end()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
-from harness import apt, content, listing, qemu, registry
+from harness import apt, content, listing, qemu, record, registry, rounds
+from harness.inspector import Seen
+from harness.killer import Kill, Report
 
 DEB822 = """\
 # made by the installer
@@ -135,3 +138,30 @@ def test_listing_tells_every_difference(tmp_path: Path) -> None:
         line.split(":")[0] for line in listing.differences(expected, listing.dump(str(tmp_path)))
     ]
     assert told == ["'.'", "'changed'", "'missing' is missing", "'surplus' should not be there"]
+
+
+def test_kills_are_counted_until_there_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounds go on from what counted before, each with a seed of its own; each leaves the count."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    asked = []
+
+    def play(seed: int, left: int) -> tuple[Report, list[Seen]]:
+        asked.append((seed, left))
+        kill = Kill(at_s=0.0, unanswered={"read": len(asked), "open": 0}, resident=[])
+        pause_s = 1.5 / len(asked)
+        seen = [Seen(blocks=1, wrong=[], error=None, slowest_s=s) for s in (0.1, pause_s)]
+        return Report(kills=[kill] * 2, idle=1), seen
+
+    rounds.until(3, play, "6.12", 7, keep=True, more=lambda: {"rounds": len(asked)})
+    assert asked == [(7, 3), (9, 1)]
+    kept = json.loads((tmp_path / "crash-6.12.json").read_text())["kills"]
+    assert {name: kept[name] for name in ("seed", "count", "of", "rounds")} == {
+        "seed": 7,
+        "count": 4,
+        "of": 3,
+        "rounds": 2,
+    }
+    assert kept["idle_and_not_counted"] == 2 and kept["longest_pause_s"] == 1.5
+    assert kept["kills_by_unanswered_reads"] == {"1": 2, "2": 2}

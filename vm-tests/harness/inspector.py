@@ -64,6 +64,14 @@ def seen(reader: Process, *, timeout_s: float) -> Seen:
     return said
 
 
+def all_right(readers: Sequence[Process], blocks: int, *, timeout_s: float) -> list[Seen]:
+    """What readers have to say of whom each got so many blocks, none wrong, and met no error."""
+    found = [seen(reader, timeout_s=timeout_s) for reader in readers]
+    for one in found:
+        assert (one["error"], one["wrong"], one["blocks"]) == (None, [], blocks), one
+    return found
+
+
 class Inspector:
     """One reader: its mount point and what it has seen so far."""
 
