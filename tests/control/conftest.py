@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fscached.control.state import State
 from fscached.control.succession import Succession
 from fscached.prefetch.phase import Phase
 from fscached.prefetch.trace import Access, Trace, TraceError, decode, encode
+from tests.control.custodian import Custodian
 
 BLOB = messages.ObjectStatus("b" * 64, 8192, 4096, reads=3, requests=2, received_bytes=4000)
 _COUNTS = messages.LatencyCounts((1, 2, 0, 0, 0, 0, 0, 1), 3.5)
@@ -205,6 +206,13 @@ class StandInService:
     async def remove_image(self, fsid: str) -> bool:
         self.asked.append(("remove", fsid))
         return self.found
+
+
+@pytest.fixture
+def custodian(tmp_path: Path) -> Iterator[Custodian]:
+    custodian = Custodian(tmp_path)
+    yield custodian
+    custodian.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import contextlib
 import gc
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,6 @@ from fscached.control.custody import CustodyError
 from tests.control.custodian import READ_BYTES, Custodian
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def custodian(tmp_path: Path) -> Iterator[Custodian]:
-    custodian = Custodian(tmp_path)
-    yield custodian
-    custodian.close()
 
 
 def memory(text: bytes) -> int:

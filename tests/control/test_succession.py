@@ -23,13 +23,6 @@ from tests.control.custodian import Custodian
 pytestmark = pytest.mark.asyncio
 
 
-@pytest.fixture
-def custodian(tmp_path: Path) -> Iterator[Custodian]:
-    custodian = Custodian(tmp_path)
-    yield custodian
-    custodian.close()
-
-
 class Daemon:
     """One with the supervisor of the test."""
 

@@ -241,27 +241,26 @@ def test_a_daemon_that_served_is_restarted_whatever_its_status(
         daemon = supervised.daemon()
 
 
-def test_stopping_during_a_pause(supervised: Supervised) -> None:
-    """Between two lives there is nobody to wait for."""
+def between_lives(supervised: Supervised) -> subprocess.Popen[str]:
+    """A supervisor that pauses for an hour, and keeps a state."""
     process = supervised.start(pause_s=3600.0)
     supervised.daemon().tell("store-and-die state one")
     supervised.daemon().tell("exit 7")
     assert process.stderr
     while "pause_s=3600" not in process.stderr.readline():
         pass
-    process.send_signal(signal.SIGTERM)
+    return process
+
+
+def test_stopping_during_a_pause(supervised: Supervised) -> None:
+    """Between two lives there is nobody to wait for."""
+    between_lives(supervised).send_signal(signal.SIGTERM)
     assert supervised.ended()[0] == 7
 
 
 def test_replacing_during_a_pause_starts_at_once(supervised: Supervised) -> None:
     """Whoever has mended the cause need not wait for the pause to end."""
-    process = supervised.start(pause_s=3600.0)
-    supervised.daemon().tell("store-and-die state one")
-    supervised.daemon().tell("exit 7")
-    assert process.stderr
-    while "pause_s=3600" not in process.stderr.readline():
-        pass
-    process.send_signal(signal.SIGHUP)
+    between_lives(supervised).send_signal(signal.SIGHUP)
     assert supervised.daemon().about["text"] == {"state": "one"}
 
 

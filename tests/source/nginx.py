@@ -58,6 +58,12 @@ class Nginx:
         self.files = root / "files"
         self._root = root
 
+    def put_blob(self, repository: str, blob_id: str, body: bytes) -> None:
+        """Lay a blob where a registry would serve it."""
+        blobs = self.files / "v2" / repository / "blobs"
+        blobs.mkdir(parents=True)
+        (blobs / f"sha256:{blob_id}").write_bytes(body)
+
     def accesses(self, count: int) -> list[Access]:
         """Its requests, at least `count`: it logs them when they are over."""
         for _ in _patience():

@@ -135,9 +135,7 @@ async def test_a_redirect_that_expires(
 async def test_a_server_that_ignores_range(tmp_path: Path, client: Client) -> None:
     """Nothing of its 200 is taken, and the error says what is missing."""
     with nginx(tmp_path / "nginx", "max_ranges 0;") as store:
-        blob = store.files / "v2" / REPOSITORY / "blobs"
-        blob.mkdir(parents=True)
-        (blob / f"sha256:{BLOB_ID}").write_bytes(BLOB)
+        store.put_blob(REPOSITORY, BLOB_ID, BLOB)
         registry = client.registry(store.host)
         with pytest.raises(SourceError, match="ignored Range") as caught:
             await client.collect(registry, MIB, 2 * MIB)
@@ -149,9 +147,7 @@ async def test_a_server_that_ignores_range(tmp_path: Path, client: Client) -> No
 async def test_a_slow_drip(tmp_path: Path, client: Client) -> None:
     """A limited server is slow, not broken: one request, every byte, nothing twice."""
     with nginx(tmp_path / "nginx", "limit_rate 2m;") as store:
-        blob = store.files / "v2" / REPOSITORY / "blobs"
-        blob.mkdir(parents=True)
-        (blob / f"sha256:{BLOB_ID}").write_bytes(BLOB)
+        store.put_blob(REPOSITORY, BLOB_ID, BLOB)
         registry = client.registry(store.host)
         assert await client.collect(registry, 0, len(BLOB), deadline_s=2) == BLOB
         (line,) = store.accesses(1)
@@ -163,9 +159,7 @@ async def test_too_many_requests(tmp_path: Path, client: Client) -> None:
     """Over a rate limit reads come later, all of them right, and every refusal is counted."""
     limits = "limit_req_zone $server_port zone=all:64k rate=50r/s; limit_req_status 429;"
     with nginx(tmp_path / "nginx", "limit_req zone=all burst=1 nodelay;", before=limits) as store:
-        blob = store.files / "v2" / REPOSITORY / "blobs"
-        blob.mkdir(parents=True)
-        (blob / f"sha256:{BLOB_ID}").write_bytes(BLOB)
+        store.put_blob(REPOSITORY, BLOB_ID, BLOB)
         from fscached.source.patience import Patience
 
         patience = Patience(retries=100, pause_s=0.02, pause_limit_s=0.1)
