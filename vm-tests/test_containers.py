@@ -151,6 +151,7 @@ def _round_of_kills(node: Containers, seed: int, kills: int) -> tuple[Report, li
         of=["read"],
         file="",
         log=snapshotter.LOG,
+        traced=True,
     )
     report = killer.have_killed(node.guest, order, timeout_s=LONGEST_S)
     node.ledger.hurry()

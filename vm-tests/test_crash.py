@@ -112,6 +112,7 @@ def _kill(
         of=[of],
         file=site.cache_file(IMAGE),
         log="",
+        traced=site.guest.kernel.traced,
     )
     return killer.have_killed(site.guest, order, timeout_s=LONGEST_S)
 

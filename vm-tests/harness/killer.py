@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from harness.tracepoints import hits, traced
+from harness.tracepoints import hits
 
 if TYPE_CHECKING:
     from harness.guest import Guest
@@ -43,7 +43,8 @@ class Order(TypedDict):
     seconds), and until one of the messages `of` (read, open) is unanswered. `file` is a cache file
     to look at after each kill. `log` is nydus-snapshotter's where that is the supervisor: it has
     one successor taken over after the other, and loses one that dies before it is through with it,
-    so nobody dies before it has left what it holds."""
+    so nobody dies before it has left what it holds. `traced`: whether cachefiles is who asks, and
+    counts it; of Debian's kernels one that has both ways to ask knows its tracepoints too."""
 
     supervisor: int
     readers: list[int]
@@ -53,6 +54,7 @@ class Order(TypedDict):
     of: list[str]
     file: str
     log: str
+    traced: bool
 
 
 class Kill(TypedDict):
@@ -86,9 +88,9 @@ def carry_out(order: Order) -> Report:
     while len(report["kills"]) < order["kills"] and (found := find(daemon)) is not None:
         daemon = found
         time.sleep(rng.uniform(*rng.choice(order["lives"])))
-        if not _await_unanswered(order["of"], order["readers"]):
+        if not _await_unanswered(order):
             break
-        unanswered = _killed(daemon, order["readers"])
+        unanswered = _killed(daemon, order)
         resident = extents(order["file"])
         if any(count > 0 for count in unanswered.values()):
             kill = Kill(at_s=time.monotonic(), unanswered=unanswered, resident=resident)
@@ -119,34 +121,34 @@ def extents(path: str) -> list[tuple[int, int]]:
     return found
 
 
-def _await_unanswered(names: Sequence[str], readers: Sequence[int]) -> bool:
+def _await_unanswered(order: Order) -> bool:
     """Wait until something is; a moment later it may not be, which is for the counts to tell.
     False when nobody is left who could ask."""
-    while _alive(readers):
-        if any(count > 0 for name, count in _unanswered(readers).items() if name in names):
+    while _alive(order["readers"]):
+        if any(count > 0 for name, count in _unanswered(order).items() if name in order["of"]):
             return True
         time.sleep(LOOK_S)
     return False
 
 
-def _killed(daemon: int, readers: Sequence[int]) -> dict[str, int]:
+def _killed(daemon: int, order: Order) -> dict[str, int]:
     """Kill it; what was unanswered at that moment."""
-    if traced():
+    if order["traced"]:
         before = _messages()
         _kill(daemon)
         after = _answers()
         return {name: before[name] - after[name] for name in ANSWERS}
     os.kill(daemon, signal.SIGSTOP)
-    unanswered = _unanswered(readers)
+    unanswered = _unanswered(order)
     _kill(daemon)
     return unanswered
 
 
-def _unanswered(readers: Sequence[int]) -> dict[str, int]:
-    if traced():
+def _unanswered(order: Order) -> dict[str, int]:
+    if order["traced"]:
         asked, answered = _messages(), _answers()
         return {name: asked[name] - answered[name] for name in ANSWERS}
-    return {"read": sum(_waits(reader) for reader in readers), "open": 0}
+    return {"read": sum(_waits(reader) for reader in order["readers"]), "open": 0}
 
 
 def _waits(pid: int) -> bool:

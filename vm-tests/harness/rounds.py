@@ -28,6 +28,7 @@ def until(
     longest_s, idle = 0.0, 0
     while len(done) < kills:
         report, seen = play(seed + len(done), kills - len(done))
+        assert report["kills"], "an image was read to its end, and no kill counted: it would go on"
         done += report["kills"]
         idle += report["idle"]
         longest_s = max(longest_s, *(one["slowest_s"] for one in seen))

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 HISTOGRAM = "/sys/kernel/tracing/events/cachefiles/cachefiles_ondemand_{}/hist"
 HITS = re.compile(r"Hits: (\d+)")
-
-
-def traced() -> bool:
-    """Whether this kernel's cachefiles has on-demand mode, and so its tracepoints."""
-    return os.path.exists(HISTOGRAM.format("read"))
 
 
 def hits(name: str) -> int:
