@@ -46,7 +46,7 @@ WHOLE_REQUEST_S = 4 * noise.MIB / BYTES_PER_S
 """How long the longest request of prefetch (`prefetch.range_bytes`) takes on the link."""
 
 ROUNDS = 3
-"""One stall of the machine spoils one round; prefetch in the way spoils them all."""
+"""At most; most of them decide. One stall of the machine spoils one round, and luck makes one."""
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +128,16 @@ def test_demand_reads_hardly_feel_prefetch(node: Node, ledger: Ledger, seed: int
     with the 1 MiB of the defaults what prefetch has on the link would weigh less beside it. The
     first miss of an image is left out: it waits for the chunk map too.
     """
-    rounds = []
-    for number in range(ROUNDS):
-        took = _round_of_misses(node, ledger, seed + number)
+    rounds: list[dict[str, Any]] = []
+    passed: list[bool] = []
+    while max(passed.count(True), passed.count(False)) <= ROUNDS // 2:
+        took = _round_of_misses(node, ledger, seed + len(rounds))
         assert min(map(len, took.values())) >= MISSES_MIN, took
         rounds.append(_facts(took))
-        print(f"prefetch, round {number}: {rounds[-1]}")
+        print(f"prefetch, round {len(rounds)}: {rounds[-1]}")
         slowest_s = max(took[True]) - statistics.median(took[False])
-        if rounds[-1]["times"] <= TIMES and slowest_s < WHOLE_REQUEST_S:
-            return
-    pytest.fail(f"prefetch is in the way in every round: {rounds}")
+        passed.append(rounds[-1]["times"] <= TIMES and slowest_s < WHOLE_REQUEST_S)
+    assert passed.count(True) > ROUNDS // 2, f"prefetch is in the way in most rounds: {rounds}"
 
 
 def _round_of_misses(node: Node, ledger: Ledger, seed: int) -> Misses:
