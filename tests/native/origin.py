@@ -65,7 +65,7 @@ class Origin:
         """Answer one request."""
         self.open.wait()
         if self.down:
-            handler.send_error(503)
+            handler.close_connection = True
             return
         *_, name, kind, what = handler.path.split("?")[0].split("/")
         if kind == "manifests":
