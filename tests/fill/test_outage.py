@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -86,6 +86,51 @@ async def test_nobody_waits_longer_than_the_limit(scene, asks, caplog):
         assert 0.4 <= asyncio.get_running_loop().time() - began < 0.8
         here.source.break_after_bytes = None
         assert here.objects.waiting == 0
+    finally:
+        here.close()
+
+
+@pytest.fixture
+def later(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Awaitable[None]]:
+    """Moves the loop's clock on, and lets it do what is due then."""
+
+    async def move(seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + seconds)
+        for _ in range(2):
+            await asyncio.sleep(0)
+
+    return move
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["right bytes", "EIO"])
+@pytest.mark.parametrize(
+    "limits", [{"deadline_s": 30.0}, {"deadline_s": 30.0, "outage_limit_s": 100.0}], ids=str
+)
+async def test_every_daemon_of_a_chain_counts_anew(scene, later, limits, in_time, caplog):
+    """Five die before a reader's time is up, which has waited for far longer than it may when the
+    sixth is asked: that has as long as the first had, and no longer."""
+    here: Scene = scene([CHUNK] * 4, **limits, **WAIT)
+    limit_s = max(limits.values())
+    try:
+        await here.kernel.open(KEY)
+        here.source.gate.clear()
+        reader = asyncio.create_task(here.kernel.read(KEY, 0, CHUNK))
+        for _ in range(5):
+            await until(lambda: here.source.asked)
+            await later(0.9 * limit_s)
+            here.replace_daemon()
+            here.source.asked.clear()
+        await until(lambda: here.source.asked)
+        if in_time:
+            await later(0.9 * limit_s)
+            here.source.gate.set()
+            assert await reader == here.remote.content[:CHUNK]
+        else:
+            await later(1.1 * limit_s)
+            with pytest.raises(OSError):
+                await reader
     finally:
         here.close()
 
