@@ -26,7 +26,11 @@ from tests.native.origin import Origin, origin
 from tests.rafs_v6.trees import Built, build, directory, regular
 
 PATIENCE_S = 20.0
+ROOT = Path(__file__).resolve().parent.parent.parent
 READER = Path(__file__).with_name("reader.py")
+sys.path.append(str(ROOT / "vm-tests"))
+"""Long counts are kept as scenarios keep theirs: the harness is found as programs find it."""
+
 _CLONE_NEWNS = 0x20000
 _MS_REC_PRIVATE = 0x4000 | 0x40000
 
@@ -174,6 +178,12 @@ class Node:
         path = Path(f"/proc/{self.supervisor_pid}/task/{self.supervisor_pid}/children")
         return int((path.read_text().split() or ["0"])[0])
 
+    def halt(self) -> None:
+        """The daemon, if there is one, does nothing more: no thread of it."""
+        if pid := self.daemon_pid():
+            os.kill(pid, signal.SIGSTOP)
+            until(lambda: stands_still(pid) or None, "it goes on")
+
     def kill(self) -> None:
         """`kill -9` of the daemon."""
         if pid := self.daemon_pid():
@@ -240,6 +250,17 @@ def until(look: Callable[[], Any], otherwise: str) -> Any:
             return found
         time.sleep(0.005)
     raise TimeoutError(otherwise)
+
+
+def stands_still(pid: int) -> bool:
+    """Whether all threads of a process have stopped or are dead (proc(5)). One that waits for what
+    it reads itself, as a lure does, is D, and stops as soon as it has that."""
+    threads = Path(f"/proc/{pid}/task").glob("*/stat")
+    try:
+        states = [thread.read_text().rpartition(")")[2].split()[0] for thread in threads]
+    except OSError:  # one has ended meanwhile
+        return False
+    return all(state in "TDZX" for state in states)
 
 
 def forget_pages(directory: Path) -> None:
