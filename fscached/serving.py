@@ -52,11 +52,13 @@ async def serve(
     identity: str | None = None,
     supervisor: str | None = None,
     listener: socket.socket | None = None,
+    lent: bool = False,
     predecessor_lives: bool = False,
 ) -> None:
     """Serve until SIGTERM, SIGINT or the API's `exit`. `beginning`: None to take over when the API
     says so, or by itself after a while unless the predecessor lives. `ready` is told when the API
-    listens (on `listener`, where there is one already), `stopped` when the end has begun.
+    listens (on `listener`, where there is one already; one that is `lent` stays at the end),
+    `stopped` when the end has begun.
 
     Raises Failure when the daemon cannot begin.
     """
@@ -95,7 +97,7 @@ async def serve(
             succession.accede(reigning(first), takeover)
             for entry in entries:
                 await first.service.bind_blob_entry(entry)
-        await server.start(listener)
+        await server.start(listener, lent)
         stack.push_async_callback(server.close)
         if beginning is None:
             succession.await_takeover(predecessor_lives)

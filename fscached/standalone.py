@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+from functools import partial
+from typing import Final
+
 import uvloop
 
 from fscached import serving
 from fscached.config import Config
-from fscached.control.notify import FdStore
+from fscached.control import heartbeat, listener
+from fscached.control.notify import API, FdStore
 from fscached.failure import Missing
 from fscached.handover import NAME as HANDOVER_NAME
 from fscached.handover import Handover
 from fscached.transport import descriptors, opening
+
+STANDARD_ERROR: Final = 2
 
 
 def main(config: Config, unsafe: bool = False) -> int:
@@ -19,11 +27,13 @@ def main(config: Config, unsafe: bool = False) -> int:
 
     Raises Failure when the daemon cannot begin.
     """
+    faulthandler.enable(STANDARD_ERROR)  # whom a watchdog ends with SIGABRT says where it stood
     store = FdStore()
     inherited = store.take()
     transport = opening.inherited(config, inherited)
     takeover = transport is not None
     serving.begin_log(config)
+    lent = listener.lent(inherited[API], config.api_socket) if API in inherited else None
     descriptors.allow(descriptors.needed(config.cache, config.kernel))
     serving.make_directories(config)
     if transport is None:
@@ -41,10 +51,23 @@ def main(config: Config, unsafe: bool = False) -> int:
             "(docs/fscached.service); --unsafe-no-supervisor to do without",
         )
     beginning = serving.Beginning(transport, handover, takeover)
-    uvloop.run(serving.serve(config, beginning, ready=store.ready))
+    uvloop.run(
+        serving.serve(
+            config,
+            beginning,
+            ready=partial(_ready, store),
+            listener=lent,
+            lent=lent is not None,
+        )
+    )
     if not all(held):
         opening.leave(transport, config)
     return 0
+
+
+def _ready(store: FdStore, status: str) -> None:
+    store.ready(status)
+    heartbeat.begin(os.environ)
 
 
 def leave(config: Config) -> int:

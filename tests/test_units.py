@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from fscached.config import Config
+from fscached.control.notify import API
+from fscached.control.supervisor import SILENCE_LIMIT_S
+
 HOUSE = Path(__file__).parent.parent
 UNITS = ("fscached.service", "fscached-cachefiles.service")
+SOCKETS = ("fscached.socket", "fscached-cachefiles.socket")
+HUNG_TASK_S = 120.0
+"""kernel.hung_task_timeout_secs as Debian has it."""
 NAMESPACES = {
     *("ProtectSystem", "ProtectHome", "PrivateTmp", "PrivateDevices", "PrivateMounts"),
     *("ProtectControlGroups", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables"),
@@ -65,6 +73,42 @@ def test_systemd_understands_the_unit(unit: str, tmp_path: Path) -> None:
         if unit in line and "FileDescriptorStorePreserve" not in line  # 254
     ]
     assert complaints == []
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_daemon_that_stands_still_is_replaced_before_its_readers_are_hung_tasks(
+    unit: str,
+) -> None:
+    """The supervisor gives it half of what it is given itself: what it does without a unit too."""
+    limit_s = float(dict(settings(unit))["WatchdogSec"]) / 2
+    assert limit_s == SILENCE_LIMIT_S < HUNG_TASK_S
+
+
+@pytest.mark.parametrize("unit", SOCKETS)
+def test_the_sockets_listen_where_clients_ask(unit: str) -> None:
+    """For root alone, under the name that the daemon looks for; one of them at a time."""
+    said = dict(settings(unit))
+    assert said["ListenStream"] == Config().api_socket and said["FileDescriptorName"] == API
+    assert (said["SocketMode"], said["DirectoryMode"]) == ("0600", "0700")
+    [other] = set(SOCKETS) - {unit}
+    assert said["Conflicts"] == other
+
+
+def test_the_package_has_all_units_and_purges_them() -> None:
+    """Whatever lies in docs; a service is reloaded, a socket cannot be."""
+    shipped = {
+        path.name
+        for kind in ("service", "socket")
+        for path in Path(HOUSE, "docs").glob(f"*.{kind}")
+    }
+    assert shipped == {*UNITS, *SOCKETS}
+    assert "docs/fscached{,-cachefiles}.{service,socket}" in (HOUSE / "scripts/package").read_text()
+    named = {
+        script: set(" ".join(re.findall('^[A-Z]+="(.*)"$', text, re.MULTILINE)).split())
+        for script in ("postinst", "prerm", "postrm")
+        if (text := (HOUSE / "packaging" / script).read_text())
+    }
+    assert named == {"postinst": set(UNITS), "prerm": shipped, "postrm": shipped}
 
 
 @pytest.mark.parametrize("script", ["postinst", "prerm", "postrm"])

@@ -12,9 +12,10 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import h11
@@ -33,6 +34,10 @@ CLOSE_GRACE_S: Final = 1.0
 REQUEST_LIMIT_S: Final = 30.0
 """For a request that has begun, and for a reply that nobody takes; to be silent is no request."""
 _READ_BYTES: Final = 1 << 12  # by how much a head may exceed its limit
+# From 3.13 on a server that ends unlinks the path of its socket, whoever made it.
+_WITHDRAWN_HERE: Final[dict[str, Any]] = (
+    {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+)
 
 
 class Request(NamedTuple):
@@ -81,20 +86,26 @@ class Server:
         self._servers: list[asyncio.AbstractServer] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
 
-    async def start(self, listener: socket.socket | None = None) -> None:
-        """Answer, on a listener that is there already or a new one.
+    async def start(self, listener: socket.socket | None = None, lent: bool = False) -> None:
+        """Answer, on a listener that is there already or a new one. One that is `lent` stays where
+        it is when this ends: whoever made it has the next daemon answer there.
 
         Raises Failure: somebody else listens there, or the path cannot be a socket.
         """
-        await self._serve(self._path, highest(listener) if listener else listen(self._path))
+        await self._serve(highest(listener) if listener else listen(self._path))
+        if not lent:
+            self._inodes[self._path] = os.stat(self._path).st_ino
 
     async def answer_at(self, path: str) -> None:
         """Answer there as well, in the place of whoever did. Raises Failure."""
-        await self._serve(path, replaced(path))
-
-    async def _serve(self, path: str, listener: socket.socket) -> None:
+        await self._serve(replaced(path))
         self._inodes[path] = os.stat(path).st_ino
-        self._servers.append(await asyncio.start_unix_server(self._connected, sock=listener))
+
+    async def _serve(self, listener: socket.socket) -> None:
+        serving = asyncio.start_unix_server(
+            self._connected, sock=listener, backlog=socket.SOMAXCONN, **_WITHDRAWN_HERE
+        )
+        self._servers.append(await serving)
 
     async def close(self) -> None:
         """Stop listening, let replies under way go out for CLOSE_GRACE_S, end all connections."""

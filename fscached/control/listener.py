@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import resource
 import socket
 from typing import Final
 
 from fscached.failure import Failure
+
+log = logging.getLogger(__name__)
 
 PATH_LIMIT_BYTES: Final = 107  # sun_path of struct sockaddr_un without its NUL, unix(7)
 DESCRIPTOR_LIMIT: Final = 1 << 16  # each number below one in use costs the kernel 8 bytes
@@ -24,6 +27,25 @@ _HIGH_NUMBERS: Final = 16
 def inherited(path: str) -> socket.socket | None:
     """A listener in the place of a dead daemon's; None where there is none. Raises Failure."""
     return listen(path) if os.path.exists(path) and not _is_served(path) else None
+
+
+def lent(fd: int, path: str) -> socket.socket:
+    """What a service manager listens on for this daemon (a socket unit). Raises Failure."""
+    listener = socket.socket(fileno=fd)
+    if (listener.family, listener.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        listener.close()
+        raise Failure(
+            "the socket unit has no socket for the API",
+            "give it a path to listen on: ListenStream=, as in docs/fscached.socket",
+        )
+    if listener.getsockname() != path:
+        log.warning(
+            "the socket unit listens elsewhere than [api] socket says: who asks there gets no "
+            "answer; have both say the same",
+            extra={"unit": listener.getsockname(), "configured": path},
+        )
+    listener.setblocking(False)
+    return listener
 
 
 def listen(path: str) -> socket.socket:

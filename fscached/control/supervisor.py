@@ -5,6 +5,9 @@ its successor finds them at fd 3 and up. The kernel's cache lives as long as one
 so readers of a daemon that has died wait, and the next daemon answers them. A successor is started
 only after waitpid(2): by then every fd of the predecessor is closed, as `restore` requires.
 
+It also watches the daemon as systemd watches it: who gives no sign of life (WATCHDOG=1, from the
+event loop) is replaced. A listener of systemd's for the API goes to every daemon.
+
 Standard library only, and little of it: this process should be the last one to need memory.
 """
 
@@ -24,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from fscached.control.notify import FIRST_FD, FdStore, notify
+from fscached.control.notify import API, FIRST_FD, FdStore, alive, heartbeat_s, notify
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +37,13 @@ BACKOFF_S: Final = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 kernel meanwhile, so the first ones come at once, and it never gives up."""
 SETTLED_S: Final = 5.0
 """A daemon that lived this long begins BACKOFF_S anew."""
+SILENCE_LIMIT_S: Final = 90.0
+"""A daemon that is silent for so long is replaced; half of WatchdogSec= where systemd has one.
+Readers wait meanwhile, and must have their bytes before the kernel reports a hung task (120 s); a
+machine with too much to do starves a process for tens of seconds."""
+SILENT_TURNS: Final = 3
+"""Looks in that time. One that comes late counts once: who was frozen together with the daemon
+(a paused machine, a frozen control group) gives it time to be heard again."""
 
 CANNOT_START: Final = 126
 STORED_LIMIT: Final = 16
@@ -42,14 +52,17 @@ NEEDS_LEAVE: Final = "fanotify"
 close lets all readers go on, and they would read zeros."""
 DATAGRAM_LIMIT_BYTES: Final = 8192
 # Stored fds are kept above those that a daemon is given them at, so that no dup2 hits another.
-_HELD_FROM: Final = FIRST_FD + STORED_LIMIT
+_HELD_FROM: Final = FIRST_FD + STORED_LIMIT + 1  # and the listener
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid; unix(7)
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(STORED_LIMIT * 4) + socket.CMSG_SPACE(_CREDENTIALS.size)
 # LISTEN_PID must hold a pid that does not exist before the spawn: the shell writes its own, then
 # becomes the daemon.
-_TRAMPOLINE: Final = ("/bin/sh", "-c", 'export LISTEN_PID=$$; exec "$@"', "sh")
+_TRAMPOLINE: Final = ("/bin/sh", "-c", 'export LISTEN_PID=$$ WATCHDOG_PID=$$; exec "$@"', "sh")
 _RELAYED: Final = ("READY=1", "STATUS=")
-_OURS: Final = {"NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID", "WATCHDOG_USEC"}
+_OURS: Final = {
+    *("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PID"),
+    *("WATCHDOG_USEC", "WATCHDOG_PID"),
+}
 
 
 class Phase(enum.Enum):
@@ -70,6 +83,7 @@ class Event(enum.Enum):
     STOP = "SIGTERM or SIGINT"
     REPLACE = "SIGHUP"
     DEADLINE = "the time is up"
+    SILENT = "the daemon's event loop has given no sign of life for too long"
 
 
 class Supervisor:
@@ -80,11 +94,15 @@ class Supervisor:
         self._command = [*_TRAMPOLINE, *command]
         self._phase = Phase.SERVING
         self._stored: dict[str, int] = {}
+        self._listener: dict[str, int] = {}
         self._pid = 0
         self._pidfd = -1
         self._status = 0
         self._born_s = 0.0
-        self._deadline_s: float | None = None
+        self._due: dict[Callable[[], None], float] = {}
+        self._heartbeat_s = heartbeat_s(os.environ)
+        self._silence_s = self._heartbeat_s or SILENCE_LIMIT_S
+        self._silent_turns = 0
         self._failures = 0
         self._was_ready = False
         self._selector = selectors.DefaultSelector()
@@ -97,13 +115,12 @@ class Supervisor:
         for name, fd in FdStore().take().items():
             self._hold(name, fd)
             os.close(fd)
+        self._beat()
         self._spawn()
         while self._phase is not Phase.ENDED:
             for key, _ in self._selector.select(self._patience_s()):
                 key.data()
-            if self._patience_s() == 0:
-                self._deadline_s = None
-                self._happened(Event.DEADLINE)
+            self._act()
         return self._status
 
     def _listen(self) -> None:
@@ -116,9 +133,37 @@ class Supervisor:
         self._selector.register(self._inbox, selectors.EVENT_READ, self._read_inbox)
 
     def _patience_s(self) -> float | None:
-        if self._deadline_s is None:
-            return None
-        return max(0.0, self._deadline_s - time.monotonic())
+        return max(0.0, min(self._due.values()) - time.monotonic()) if self._due else None
+
+    def _after(self, pause_s: float, action: Callable[[], None]) -> None:
+        """Instead of what was said of this action before."""
+        self._due[action] = time.monotonic() + pause_s
+
+    def _act(self) -> None:
+        now_s = time.monotonic()
+        for action in [action for action, due_s in self._due.items() if due_s <= now_s]:
+            # Not when one before it has called it off.
+            if self._due.pop(action, None) is not None:
+                action()
+
+    def _beat(self) -> None:
+        if self._heartbeat_s is not None:
+            alive(os.environ)
+            self._after(self._heartbeat_s, self._beat)
+
+    def _expire(self) -> None:
+        self._happened(Event.DEADLINE)
+
+    def _heard(self) -> None:
+        self._silent_turns = 0
+        self._after(self._silence_s / SILENT_TURNS, self._doubt)
+
+    def _doubt(self) -> None:
+        self._silent_turns += 1
+        if self._silent_turns < SILENT_TURNS:
+            self._after(self._silence_s / SILENT_TURNS, self._doubt)
+        else:
+            self._happened(Event.SILENT)
 
     def _signalled(self) -> None:
         for number in self._wakeup.recv(64):
@@ -132,14 +177,16 @@ class Supervisor:
     def _spawn(self) -> None:
         environment = {key: value for key, value in os.environ.items() if key not in _OURS}
         environment["NOTIFY_SOCKET"] = "@" + os.fsdecode(self._inbox.getsockname()[1:])
-        environment["LISTEN_FDS"] = str(len(self._stored))
-        environment["LISTEN_FDNAMES"] = ":".join(self._stored)
+        given = self._listener | self._stored
+        environment["LISTEN_FDS"] = str(len(given))
+        environment["LISTEN_FDNAMES"] = ":".join(given)
+        environment["WATCHDOG_USEC"] = str(int(self._silence_s * 1e6))
         if self._phase is not Phase.LEAVING:
             self._phase = Phase.SERVING
-        self._deadline_s = None
+        self._due.pop(self._expire, None)
         self._born_s = time.monotonic()
         try:
-            self._pid = self._exec(environment)
+            self._pid = self._exec(environment, list(given.values()))
         except OSError as error:
             log.error("cannot start a daemon: %s", error)
             self._status = CANNOT_START
@@ -149,14 +196,13 @@ class Supervisor:
         self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
         log.info("daemon started", extra={"pid": self._pid, "stored": len(self._stored)})
 
-    def _exec(self, environment: dict[str, str]) -> int:
+    def _exec(self, environment: dict[str, str], fds: Sequence[int]) -> int:
         return os.posix_spawn(
             self._command[0],
             [*self._command, "--leave"] if self._phase is Phase.LEAVING else self._command,
             environment,
             file_actions=[
-                (os.POSIX_SPAWN_DUP2, fd, FIRST_FD + place)
-                for place, fd in enumerate(self._stored.values())
+                (os.POSIX_SPAWN_DUP2, fd, FIRST_FD + place) for place, fd in enumerate(fds)
             ],
             setpgroup=0,  # a terminal's Ctrl-C comes here, and is handed on once
             setsigmask=(),
@@ -173,7 +219,8 @@ class Supervisor:
             self._status = code if code >= 0 else 128 - code
         log.info("daemon ended", extra={"pid": self._pid, "status": self._status})
         self._pid = 0
-        self._deadline_s = None
+        for action in (self._expire, self._doubt):
+            self._due.pop(action, None)
         self._happened(Event.DIED)
 
     def _mourn(self) -> None:
@@ -189,7 +236,7 @@ class Supervisor:
             extra={"status": self._status, "pause_s": pause_s},
         )
         self._phase = Phase.PAUSING
-        self._deadline_s = time.monotonic() + pause_s
+        self._after(pause_s, self._expire)
 
     def _stop(self) -> None:
         self._terminate(Phase.STOPPING)
@@ -197,10 +244,18 @@ class Supervisor:
     def _replace(self) -> None:
         self._terminate(Phase.REPLACING)
 
-    def _terminate(self, phase: Phase) -> None:
+    def _replace_silent(self) -> None:
+        log.error(
+            "the daemon's event loop stands still: another takes its place",
+            extra={"pid": self._pid, "silent_s": self._silence_s},
+        )
+        # As systemd's watchdog does it. The daemon's last words are where each thread stands.
+        self._terminate(Phase.REPLACING, signal.SIGABRT)
+
+    def _terminate(self, phase: Phase, number: signal.Signals = signal.SIGTERM) -> None:
         self._phase = phase
-        self._deadline_s = time.monotonic() + STOP_GRACE_S
-        self._signal(signal.SIGTERM)
+        self._after(STOP_GRACE_S, self._expire)
+        self._signal(number)
 
     def _kill(self) -> None:
         log.error("daemon does not end: killed", extra={"pid": self._pid})
@@ -244,6 +299,8 @@ class Supervisor:
             self._store(name, fds[0])
         if "READY=1" in lines:
             self._was_ready = True
+        if "READY=1" in lines or "WATCHDOG=1" in lines:
+            self._heard()
         if relayed := [line for line in lines if line.startswith(_RELAYED)]:
             self._relay(relayed)
 
@@ -258,7 +315,8 @@ class Supervisor:
         self._relay(["FDSTORE=1", f"FDNAME={name}", "FDPOLL=0"], [fd])
 
     def _hold(self, name: str, fd: int) -> None:
-        self._stored[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HELD_FROM)
+        place = self._listener if name == API else self._stored
+        place[name] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _HELD_FROM)
 
     def _relay(self, lines: list[str], fds: Sequence[int] = ()) -> None:
         """Tell a service manager: it is the last holder, should this process die."""
@@ -278,6 +336,7 @@ _ACTIONS: Final[dict[tuple[Phase, Event], Callable[[Supervisor], None]]] = {
     (Phase.SERVING, Event.DIED): Supervisor._mourn,
     (Phase.SERVING, Event.STOP): Supervisor._stop,
     (Phase.SERVING, Event.REPLACE): Supervisor._replace,
+    (Phase.SERVING, Event.SILENT): Supervisor._replace_silent,
     (Phase.PAUSING, Event.DEADLINE): Supervisor._spawn,
     (Phase.PAUSING, Event.REPLACE): Supervisor._spawn,
     (Phase.PAUSING, Event.STOP): Supervisor._end,
@@ -317,4 +376,5 @@ def _unpacked(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, list[int]]:
 
 
 def _is_name(name: str) -> bool:
-    return 0 < len(name) <= 255 and ":" not in name and name.isprintable() and name.isascii()
+    plain = 0 < len(name) <= 255 and ":" not in name and name.isprintable() and name.isascii()
+    return plain and name != API

@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 
-from fscached.control.notify import FdStore, notify
+from fscached.control.notify import API, FdStore, alive, heartbeat_s, notify
 
 store = FdStore()
 fds = store.take()
+listener = socket.socket(fileno=fds.pop(API)) if API in fds else None
 channel = socket.socket(socket.AF_UNIX)
 channel.connect(sys.argv[1])
 
@@ -34,6 +35,7 @@ say(
     {
         "pid": os.getpid(),
         "arguments": sys.argv[2:],
+        "heartbeat_s": heartbeat_s(os.environ),
         "group": os.getpgid(0),
         "inherited": sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
         "stored": {name: os.fstat(fd).st_ino for name, fd in fds.items()},
@@ -54,6 +56,14 @@ for line in channel.makefile("r"):
     elif verb == "ready":
         store.ready("well")
         say("ready")
+    elif verb == "alive":
+        alive(os.environ)
+        say("alive")
+    elif verb == "answer":
+        assert listener
+        with listener.accept()[0] as asker:
+            asker.sendall(asker.recv(99))
+        say("answered")
     elif verb == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         say("deaf")

@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fscached import config
-from fscached.control import http
+from fscached.control import api, http
+from fscached.control.succession import Succession
 from fscached.failure import Failure
+from tests.control.conftest import StandInService
 from tests.fill.conftest import until
 
 Exchange = Callable[..., Coroutine[Any, Any, bytes]]
@@ -88,6 +90,27 @@ async def test_it_answers_where_another_does(server: http.Server, tmp_path: Path
         writer.close()
         await server.close()
         assert not place.exists()
+
+
+@pytest.mark.asyncio
+async def test_who_asks_between_two_daemons_is_answered_by_the_second(
+    life: Succession, service: StandInService, tmp_path: Path
+) -> None:
+    """Where a socket unit listens: its path stays, and its queue."""
+    place = str(tmp_path / "lent.sock")
+    handler = api.routes(life, lambda: service)
+    with socket.socket(socket.AF_UNIX) as unit:
+        unit.bind(place)
+        unit.listen()
+        first, second = (http.Server(place, handler, config.Api()) for _ in range(2))
+        await first.start(unit.dup(), lent=True)
+        await first.close()
+        reader, writer = await asyncio.open_unix_connection(place)
+        writer.write(GET)
+        await second.start(unit.dup(), lent=True)
+        assert (await reply_of(reader))[0] == 200
+        writer.close()
+        await second.close()
 
 
 @pytest.mark.asyncio

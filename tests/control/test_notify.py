@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fscached.control.notify import FdStore, notify
+from fscached.control.notify import FdStore, alive, heartbeat_s, notify
 
 Environment = dict[str, str]
 
@@ -83,6 +83,36 @@ def test_fds_for_another_process_are_not_taken(environment: Environment) -> None
     environment |= {"LISTEN_FDS": "1", "LISTEN_PID": "1", "LISTEN_FDNAMES": "state"}
     assert FdStore(environment).take() == {}
     assert list(environment) == ["NOTIFY_SOCKET"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "wanted"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "3000000"}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}, 1.5),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+    ],
+)
+def test_half_of_what_is_waited_for(environment: Environment, wanted: float | None) -> None:
+    """If anybody waits for one of this process."""
+    assert heartbeat_s(environment) == wanted
+
+
+def test_a_sign_of_life_that_nobody_takes_is_dropped(
+    manager: socket.socket, environment: Environment
+) -> None:
+    """The event loop waits for no manager: its queue is full, then it is gone."""
+    alive(environment)
+    assert received(manager) == (["WATCHDOG=1"], [])
+    with pytest.raises(BlockingIOError):
+        while True:
+            notify("STATUS=more", environment=environment, patience_s=0.0)
+    alive(environment)
+    manager.close()
+    alive(environment)
 
 
 SUCCESSOR = """

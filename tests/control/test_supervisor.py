@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 
 from fscached.control import supervisor
-from fscached.control.supervisor import Event, Phase
+from fscached.control.supervisor import SILENCE_LIMIT_S, SILENT_TURNS, Event, Phase
 
 ROOT = Path(__file__).parents[2]
 STANDIN = Path(__file__).parent / "daemon_standin.py"
@@ -77,12 +78,22 @@ class Supervised:
         self.process: subprocess.Popen[str] | None = None
 
     def start(
-        self, grace_s: float = 10.0, pause_s: float = 0.0, **environment: str
+        self,
+        grace_s: float = 10.0,
+        pause_s: float = 0.0,
+        listener: socket.socket | None = None,
+        **environment: str,
     ) -> subprocess.Popen[str]:
         command = [sys.executable, str(STANDIN), self._path]
+        fds = [listener.fileno()] if listener else []
+        given = [
+            f"exec 3<&{fd}; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=api" for fd in fds
+        ]
+        shell = ["/bin/bash", "-c", "; ".join([*given, 'exec "$@"']), "bash"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, str(grace_s), str(pause_s), *command],
+            [*shell, sys.executable, "-c", SUPERVISE, str(grace_s), str(pause_s), *command],
             env=os.environ | environment,
+            pass_fds=fds,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -304,6 +315,133 @@ def test_what_a_service_manager_held_is_given_on(tmp_path: Path) -> None:
             check=False,
         )
     assert done.stdout == "state something\n", done.stderr
+
+
+def test_a_silent_daemon_is_replaced(supervised: Supervised) -> None:
+    """Whatever it is that holds up its event loop; what it has stored is its successor's."""
+    process = supervised.start(grace_s=0.05, WATCHDOG_USEC="200000")
+    wedged = supervised.daemon()
+    inode = wedged.tell("store cachefiles device")
+    wedged.tell("ready")
+    os.kill(wedged.pid, signal.SIGSTOP)
+    assert supervised.daemon().about["stored"] == {"cachefiles": inode}
+    process.terminate()
+    log = supervised.ended()[1]
+    assert "event loop stands still" in log and "does not end: killed" in log
+
+
+def test_a_daemon_is_asked_for_signs_of_life(supervised: Supervised) -> None:
+    """Also where nobody asks the supervisor."""
+    supervised.start()
+    assert supervised.daemon().about["heartbeat_s"] == SILENCE_LIMIT_S / 2
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[supervisor.Supervisor, list[int]]]:
+    """A supervisor without a process, and the signals that it sends."""
+    sent: list[int] = []
+    monkeypatch.setattr(supervisor.Supervisor, "_signal", lambda _, number: sent.append(number))
+    found = supervisor.Supervisor(["daemon"])
+    yield found, sent
+    for end in (found._inbox, found._wakeup, found._alarm):
+        end.close()
+
+
+def test_who_is_heard_in_time_is_left_alone(
+    alone: tuple[supervisor.Supervisor, list[int]],
+) -> None:
+    """Each sign of life gives it all of the time again."""
+    found, sent = alone
+    for sign in ("READY=1", "WATCHDOG=1", "WATCHDOG=1"):
+        found._noted([sign], [])
+        for _ in range(SILENT_TURNS - 1):
+            found._doubt()
+    assert sent == []
+    found._doubt()
+    assert sent == [signal.SIGABRT] and found._phase is Phase.REPLACING
+
+
+def test_a_look_that_comes_late_counts_once(
+    alone: tuple[supervisor.Supervisor, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Supervisor and daemon were frozen together for an hour."""
+    found, sent = alone
+    found._noted(["READY=1"], [])
+    thawed_s = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: thawed_s)
+    found._act()
+    assert sent == [] and found._silent_turns == 1
+    assert found._patience_s() == SILENCE_LIMIT_S / SILENT_TURNS
+
+
+def test_who_is_not_ready_yet_is_not_waited_for(
+    alone: tuple[supervisor.Supervisor, list[int]],
+) -> None:
+    """A machine with too much to do takes minutes to start a daemon, and another would be no
+    quicker."""
+    found, _ = alone
+    found._noted(["STATUS=soon"], [])
+    assert found._patience_s() is None
+
+
+def test_the_supervisor_itself_gives_signs_of_life(supervised: Supervised, tmp_path: Path) -> None:
+    """Without end, and whether or not it has heard of its daemon."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_S)
+        supervised.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="20000")
+        for _ in range(3):
+            assert manager.recv(4096) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("waited_for", [{}, {"WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}])
+def test_nobody_who_does_not_wait_is_told(
+    supervised: Supervised, tmp_path: Path, waited_for: dict[str, str]
+) -> None:
+    """No watchdog, or that of another process; nor are the daemon's signs handed on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE_S)
+        supervised.start(NOTIFY_SOCKET=str(tmp_path / "notify"), **waited_for)
+        daemon = supervised.daemon()
+        daemon.tell("alive")
+        daemon.tell("ready")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=well"
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[socket.socket]:
+    """What a socket unit listens on."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "api.sock"))
+        listener.listen()
+        yield listener
+
+
+def test_who_asks_between_two_daemons_waits(supervised: Supervised, api: socket.socket) -> None:
+    """The listener is each daemon's, beside all that can be stored, and is stored with nobody."""
+    process = supervised.start(pause_s=3600.0, listener=api)
+    first = supervised.daemon()
+    for number in range(supervisor.STORED_LIMIT):
+        first.tell(f"store state{number} thing")
+    os.kill(first.pid, signal.SIGKILL)
+    supervised.daemon().tell("exit 7")
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.settimeout(PATIENCE_S)
+        asker.connect(api.getsockname())
+        asker.sendall(b"who?")
+        process.send_signal(signal.SIGHUP)
+        second = supervised.daemon()
+        assert len(second.about["stored"]) == supervisor.STORED_LIMIT
+        assert second.tell("answer") == "answered"
+        assert asker.recv(99) == b"who?"
+
+
+def test_a_listener_is_nothing_to_go_on_for(supervised: Supervised, api: socket.socket) -> None:
+    """A daemon that cannot begin ends the supervisor, whoever listens."""
+    supervised.start(listener=api)
+    supervised.daemon().tell("exit 2")
+    assert supervised.ended()[0] == 2
 
 
 def test_the_group_is_not_closed_before_a_last_run(supervised: Supervised) -> None:

@@ -107,8 +107,9 @@ def process(computer: Machine, pid: int) -> dict[str, str]:
 def test_a_life_of_the_package(
     packages: tuple[Path, Path], computer: Machine, registry: Origin, capsys
 ) -> None:
-    """Installed without a network; the server is what was started; sandboxed; a newer one and then
-    the older one again under a cold read; nothing is refused; and nothing is left of it."""
+    """Installed without a network; started by who asks its API; the server is what was started;
+    sandboxed; a newer one and then the older one again under a cold read; nothing is refused; and
+    nothing is left of it."""
     first, second = packages
     computer.run("dpkg", "-i", computer.put(first), network=False)
     assert "v0.1.0" in computer.run("fscached", "--version").stdout
@@ -118,7 +119,10 @@ def test_a_life_of_the_package(
     assert "in a mount namespace of its own" in computer.console()
     assert computer.status("fscached-cachefiles", "ActiveState") != "active"
     computer.run("systemctl", "stop", "fscached-cachefiles")
+    computer.run("systemctl", "enable", "--now", "fscached.socket")
+    asked = daemon(computer)
     computer.run("systemctl", "start", "fscached")
+    assert daemon(computer)["pid"] == asked["pid"]
 
     supervisor = int(computer.status("fscached", "MainPID"))
     assert process(computer, supervisor)["Name"] == "fscached"

@@ -4,6 +4,7 @@ root and mounts."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from harness.guest import Guest
 
@@ -23,19 +24,20 @@ PATIENCE_S = 180.0
 
 
 class Manager:
-    """systemd, running. `name` is the unit, `text` its file."""
+    """systemd, running. `name` is the service, `units` are files by name."""
 
-    def __init__(self, guest: Guest, name: str, text: bytes) -> None:
+    def __init__(self, guest: Guest, name: str, units: Mapping[str, bytes]) -> None:
         self._guest = guest
         self._name = name
-        guest.put(f"{UNITS}/{name}.service", text)
+        for unit, text in units.items():
+            guest.put(f"{UNITS}/{unit}", text)
         self._outer = guest.start(BOOT, log=CONSOLE)
         self._init = self._wait_for_init()
         self._wait_until_up()
 
-    def start(self) -> None:
-        """Start the unit; it is ready then. Raises CommandFailed."""
-        self.run("systemctl", "start", self._name)
+    def start(self, unit: str = "") -> None:
+        """Start the service, or another unit; it is ready then. Raises CommandFailed."""
+        self.run("systemctl", "start", unit or self._name)
 
     def reload(self) -> None:
         """What is done after an upgrade."""
@@ -45,9 +47,9 @@ class Manager:
         """End the unit in order."""
         self.run("systemctl", "stop", self._name)
 
-    def kill(self, pid: int) -> None:
-        """SIGKILL to a process as it is numbered there, which is how it numbers itself."""
-        self.run("kill", "-9", str(pid))
+    def kill(self, pid: int, signal: str = "KILL") -> None:
+        """A signal to a process as it is numbered there, which is how it numbers itself."""
+        self.run("kill", "-s", signal, str(pid))
 
     def property(self, name: str) -> str:
         """One of the unit's."""
