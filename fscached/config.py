@@ -397,7 +397,5 @@ def _convert(raw: dict[str, Any], origin: str, names: Mapping[str, str]) -> Conf
         what, _, path = str(error).partition(" - at `$")
         path = path.strip(".`")
         place = names.get(path.partition("[")[0]) or config_text.place(path)
-        raise ConfigError(
-            f"{origin}: {place}: {what}",
-            "`fscached config` prints every key with its default and limits",
-        ) from None
+        remedy = config_text.what_would_do(path, TABLES)
+        raise ConfigError(f"{origin}: {place}: {what}", remedy) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final, TypeAlias, get_args
@@ -87,6 +88,32 @@ def place(path: str) -> str:
     """`table.key` as people write it."""
     table, _, key = path.partition(".")
     return f"[{table}] {key}".rstrip() if table else "the file"
+
+
+def limits(meta: msgspec.Meta) -> str:
+    """Of a number; empty for what has none."""
+    bounds = {
+        "at least": meta.ge,
+        "more than": meta.gt,
+        "at most": meta.le,
+        "less than": meta.lt,
+        "a multiple of": meta.multiple_of,
+    }
+    return ", ".join(f"{words} {bound:_}" for words, bound in bounds.items() if bound is not None)
+
+
+def what_would_do(path: str, tables: Tables) -> str:
+    """Instead of a wrong value at `path`, as in `fetch.deadline_s`: of a number its limits."""
+    name, *keys = re.sub(r"\[[^]]*\]", "", path).split(".")
+    table = tables.get(name)
+    for key in keys:
+        fields = {field.name: field for field in msgspec.structs.fields(table)} if table else {}
+        if key not in fields:
+            break
+        table = inner_table(fields[key].type)
+        if table is None and (said := limits(get_args(fields[key].type)[1])):
+            return f"give a number that is {said}, or leave it out for {fields[key].default!r}"
+    return "`fscached config` prints every key with its default and limits"
 
 
 def _refuse_keys(

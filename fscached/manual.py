@@ -7,10 +7,9 @@ import re
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from msgspec import Meta
 
 from fscached.config import TABLES, Config, Table
-from fscached.config_text import inner_table
+from fscached.config_text import inner_table, limits
 
 
 def explain(config: Config) -> str:
@@ -32,20 +31,8 @@ def _explain_table(name: str, table: Table) -> str:
 
 def _meaning(annotation: Any) -> str:
     kind, meta = get_args(annotation)
-    limits = f" ({', '.join(get_args(kind))})" if get_origin(kind) is Literal else _limits(meta)
-    return f"{meta.description}{limits}"
-
-
-def _limits(meta: Meta) -> str:
-    bounds = {
-        "at least": meta.ge,
-        "more than": meta.gt,
-        "at most": meta.le,
-        "less than": meta.lt,
-        "a multiple of": meta.multiple_of,
-    }
-    said = [f"{words} {_toml(bound)}" for words, bound in bounds.items() if bound is not None]
-    return f" ({', '.join(said)})" if said else ""
+    said = ", ".join(get_args(kind)) if get_origin(kind) is Literal else limits(meta)
+    return f"{meta.description} ({said})" if said else f"{meta.description}"
 
 
 def _toml(value: Any) -> str:

@@ -99,6 +99,26 @@ def test_a_value_beyond_its_limits_is_refused(text: str, what: str) -> None:
     assert what in refused(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        (
+            "[fetch]\ndeadline_s = -1",
+            "that is more than 0, at most 3_600, or leave it out for 30.0",
+        ),
+        ("[source]\nretries = -1", "that is at least 0, at most 100, or leave it out for 5"),
+        (
+            "[source]\nmirrors = [{host='http://m', timeout_s=-1}]",
+            "that is at least 1, at most 300",
+        ),
+        ("[log]\nfile = 'x'", "`fscached config` prints every key"),
+    ],
+)
+def test_a_number_beyond_its_limits_is_told_which_would_do(text: str, remedy: str) -> None:
+    """With the default; what is no number has limits that are no sentence."""
+    assert remedy in refused(text)
+
+
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, no text, or far too large: one error each, with the path."""
     (binary := tmp_path / "binary").write_bytes(b"\xff\xfe")

@@ -183,7 +183,7 @@ def test_what_it_means_can_be_printed() -> None:
         (
             {"device": {"backend": {"type": "s3", "config": {"retry_limit": "2"}}}},
             "device.backend.config.retry_limit: Expected `int`, got `str`",
-            "fscached config",
+            "give a number that is at least 0, at most 100",
         ),
         (
             {"device": {"backend": {"type": "s3", "config": {"ca_cert_files": ["x"]}}}},
