@@ -41,6 +41,10 @@ def known(arguments: argparse.Namespace, name: str, *, run: bool = False) -> Kno
 
     Raises Failure.
     """
+    if name.startswith(("/", ".")) and not Path(name).exists():
+        raise Missing(
+            f"{name}: no such file or directory", "export it with `fscached trace export`"
+        )
     if Path(name).is_file():
         return Known(read_trace(name), _image(arguments.image) if arguments.image else None)
     query = {"image": image_of(name)} | ({"run": "true"} if run else {})

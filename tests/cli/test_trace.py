@@ -208,6 +208,14 @@ def test_diff_of_what_is_no_trace_is_not_taken_for_news(trace, bootstrap, tmp_pa
     assert trace("diff", tmp_path / "base", tmp_path / "none")[0] == 3
 
 
+def test_a_path_where_nothing_is_is_no_image_to_ask_for(trace, tmp_path):
+    """Whether a daemon runs does not matter then: no image's reference begins like a path."""
+    for verb in (("diff", "/nofile", "/nofile2"), ("show", "./nofile"), ("export", "../nofile")):
+        status, _, err = trace(*verb)
+        assert (status, "no such file" in err) == (3, True)
+        assert verb[1] in err and "daemon" not in err
+
+
 def test_record_begins_a_run_and_says_what_it_cannot_see(traces, trace):
     """Without prefetch unless asked; what is here already may be read unseen."""
     traces.traces[REFERENCE] = Trace(FSID, REFERENCE, 0, ())
