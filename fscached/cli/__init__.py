@@ -58,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser([verb] if verb else sorted(known)).parse_args(words)
         return int(arguments.run(arguments))
     except Failure as failure:
-        return _say(verb, str(failure), failure.exit_code)
+        return say(verb, str(failure), failure.exit_code)
     except BrokenPipeError:
         # Whoever read our output has enough; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _say(verb, f"{where}{error.strerror or error}", 1)
+        return say(verb, f"{where}{error.strerror or error}", 1)
     except KeyboardInterrupt:
-        return _say(verb, "interrupted", INTERRUPTED)
+        return say(verb, "interrupted", INTERRUPTED)
 
 
 def _verb_first(words: list[str]) -> list[str]:
@@ -89,7 +89,8 @@ def _parser(verbs: Sequence[str]) -> Parser:
     return parser
 
 
-def _say(verb: str, message: str, exit_code: int) -> int:
+def say(verb: str, message: str, exit_code: int) -> int:
+    """Say an error in one line on standard error; the exit status to end with."""
     one_line = " ".join(message.split())
     print(f"fscached {verb}: {one_line}" if verb else f"fscached: {one_line}", file=sys.stderr)
     return exit_code

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 
-from fscached.cli import Subparsers
+from fscached.cli import Subparsers, say
+from fscached.failure import Failure
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -23,6 +25,9 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    # What is inherited is held whatever the configuration says: readers wait until that is mended.
+    if "LISTEN_FDS" not in os.environ and (status := _checked(arguments.config)):
+        return status
     # Nothing but the standard library here: this process stays small for as long as images live.
     from fscached import log
     from fscached.control import supervisor
@@ -30,3 +35,20 @@ def run(arguments: argparse.Namespace) -> int:
     log.configure()
     config = ["--config", arguments.config] if arguments.config else []
     return supervisor.Supervisor(supervisor.command([*config, *arguments.run_arguments])).run()
+
+
+def _checked(path: str | None) -> int:
+    """The exit status for a wrong configuration, which is said; else 0. A child reads it, and takes
+    with it what it needs for that."""
+    if child := os.fork():
+        return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    status = 1
+    try:
+        from fscached import config
+
+        config.load(path)
+        status = 0
+    except Failure as failure:
+        status = say("supervise", str(failure), failure.exit_code)
+    finally:
+        os._exit(status)

@@ -120,7 +120,7 @@ def test_a_reader_that_has_enough_is_no_trace(tmp_path: Path) -> None:
 
 
 def test_a_supervised_run_with_a_wrong_configuration_ends(tmp_path: Path) -> None:
-    """The daemon's one line and its status, without a restart."""
+    """One line and the status of a wrong configuration, before anything starts."""
     (path := tmp_path / "f.toml").write_text("[fetch]\nwindow_byte = 4096")
     done = subprocess.run(
         [sys.executable, "-m", "fscached", "supervise", "--config", str(path)],
@@ -129,6 +129,16 @@ def test_a_supervised_run_with_a_wrong_configuration_ends(tmp_path: Path) -> Non
         timeout=20,
         check=False,
     )
-    assert done.returncode == 2
-    assert done.stderr.count("did you mean window_bytes?") == 1
-    assert done.stderr.count("daemon started") == 1
+    what = f"{path}: [fetch] window_byte: unknown key: did you mean window_bytes?"
+    assert (done.returncode, done.stderr) == (2, f"fscached supervise: {what}\n")
+
+
+def test_a_supervisor_holds_what_it_was_given_whatever_the_configuration(tmp_path: Path) -> None:
+    """Ending would close the kernel's cache, for want of a key."""
+    (path := tmp_path / "f.toml").write_text("[fetch]\nwindow_byte = 4096")
+    command = f"{sys.executable} -m fscached supervise --config {path}"
+    given = "export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=given; exec 3</dev/null; exec "
+    with subprocess.Popen(["sh", "-c", given + command], stderr=subprocess.PIPE, text=True) as held:
+        assert held.stderr is not None
+        assert any("readers wait for its successor" in line for line in held.stderr)
+        held.terminate()
