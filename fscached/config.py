@@ -398,4 +398,4 @@ def _convert(raw: dict[str, Any], origin: str, names: Mapping[str, str]) -> Conf
         path = path.strip(".`")
         place = names.get(path.partition("[")[0]) or config_text.place(path)
         remedy = config_text.what_would_do(path, TABLES)
-        raise ConfigError(f"{origin}: {place}: {what}", remedy) from None
+        raise ConfigError(f"{place}: {what}", remedy, where=origin) from None

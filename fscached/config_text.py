@@ -33,19 +33,21 @@ def read(path: str | os.PathLike[str]) -> str:
             data = file.read(FILE_LIMIT_BYTES + 1)
     except OSError as error:
         raise ConfigError(
-            f"{os.fspath(path)}: {error.strerror}",
+            f"{error.strerror}",
             "give an existing file with --config, or leave it out for the defaults",
+            where=os.fspath(path),
         ) from None
     if len(data) > FILE_LIMIT_BYTES:
         raise ConfigError(
-            f"{os.fspath(path)}: larger than {FILE_LIMIT_BYTES} bytes",
+            f"larger than {FILE_LIMIT_BYTES} bytes",
             "give a file with fscached's or nydusd's settings",
+            where=os.fspath(path),
         )
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"{os.fspath(path)}: not UTF-8 at byte {error.start}", "save it as UTF-8"
+            f"not UTF-8 at byte {error.start}", "save it as UTF-8", where=os.fspath(path)
         ) from None
 
 
@@ -61,16 +63,18 @@ def decode(text: str, origin: str) -> dict[str, Any]:
             return msgspec.json.decode(text, type=dict[str, Any])
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{origin}: not TOML: {error}", "mend that line") from None
+        raise ConfigError(f"not TOML: {error}", "mend that line", where=origin) from None
     except MALFORMED as error:
-        raise ConfigError(f"{origin}: not JSON: {error}", "mend that place") from None
+        raise ConfigError(f"not JSON: {error}", "mend that place", where=origin) from None
 
 
 def refuse_unknown(raw: Mapping[str, Any], tables: Tables, origin: str) -> None:
     """One ConfigError for the first name that is not in `tables`, with the nearest one that is."""
     for table, values in raw.items():
         if table not in tables:
-            raise ConfigError(f"{origin}: [{table}]: unknown table", _nearest_table(table, tables))
+            raise ConfigError(
+                f"[{table}]: unknown table", _nearest_table(table, tables), where=origin
+            )
         if isinstance(values, dict):
             _refuse_keys(values, tables[table], table, tables, origin)
 
@@ -124,7 +128,7 @@ def _refuse_keys(
     for key, value in values.items():
         if key not in fields:
             remedy = _nearest_key(where, kind, key, tables)
-            raise ConfigError(f"{origin}: [{where}] {key}: unknown key", remedy)
+            raise ConfigError(f"[{where}] {key}: unknown key", remedy, where=origin)
         inner = inner_table(fields[key].type)
         for one in value if isinstance(value, list) else [value]:
             if inner is not None and isinstance(one, dict):

@@ -8,17 +8,19 @@ from typing import ClassVar
 class Failure(Exception):
     """Something that a person has to mend.
 
-    `what` says what is wrong and where, `remedy` what to do; neither holds a secret. The command
-    line prints both in one line and ends with `exit_code`: 1 it did not work, 2 it was asked
-    wrongly (arguments, configuration), 3 something must be there first.
+    `what` says what is wrong, `where` in what of several, a file for instance, and `remedy` what to
+    do; none holds a secret. The command line prints them in one line and ends with `exit_code`: 1
+    it did not work, 2 it was asked wrongly (arguments, configuration), 3 something must be there
+    first.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what}: {remedy}")
+    def __init__(self, what: str, remedy: str, where: str = "") -> None:
+        super().__init__(": ".join(filter(None, (where, what, remedy))))
         self.what = what
         self.remedy = remedy
+        self.where = where
 
 
 class Missing(Failure):

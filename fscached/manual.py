@@ -10,6 +10,17 @@ import msgspec
 
 from fscached.config import TABLES, Config, Table
 from fscached.config_text import inner_table, limits
+from fscached.redaction import HIDDEN
+
+
+def shareable(config: Config) -> Config:
+    """The same without credentials: headers for mirrors are the only ones that it can hold."""
+    source = config.source
+    mirrors = tuple(
+        msgspec.structs.replace(mirror, headers=dict.fromkeys(mirror.headers, HIDDEN))
+        for mirror in source.mirrors
+    )
+    return msgspec.structs.replace(config, source=msgspec.structs.replace(source, mirrors=mirrors))
 
 
 def explain(config: Config) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import os
 import pkgutil
 import sys
@@ -21,7 +22,6 @@ from typing import ClassVar, NoReturn
 from fscached import version
 from fscached.failure import Failure
 
-INTERRUPTED = 130
 NYDUSDS_MODES = ("fuse", "virtiofs", "nbd", "uffd")
 """What nydusd does beside fscache, and this daemon does not."""
 Subparsers = argparse._SubParsersAction
@@ -33,6 +33,12 @@ class Usage(Failure):
     exit_code: ClassVar[int] = 2
 
 
+class Interrupted(Failure):
+    """By the keyboard."""
+
+    exit_code: ClassVar[int] = 130
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, but an error is one line that says where to look."""
 
@@ -41,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; its exit status. Errors are one line on standard error."""
+    """Run one verb; its exit status. Errors are one line on standard error, JSON with `-o json`."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] in (["--version"], ["-V"]):
         sys.stdout.write(version.text())
@@ -49,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = _verb_first(words)
     known = {module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"}
     verb = words[0] if words[:1] and words[0] in known else ""
+    asked = _json_asked(words)
     try:
         if words[:1] and words[0] in NYDUSDS_MODES:
             raise Usage(
@@ -58,16 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser([verb] if verb else sorted(known)).parse_args(words)
         return int(arguments.run(arguments))
     except Failure as failure:
-        return say(verb, str(failure), failure.exit_code)
+        return say(verb, failure, json=asked)
     except BrokenPipeError:
         # Whoever read our output has enough; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        return say(verb, f"{where}{error.strerror or error}", 1)
+        where = str(error.filename or "")
+        return say(verb, Failure(error.strerror or str(error), "", where), json=asked)
     except KeyboardInterrupt:
-        return say(verb, "interrupted", INTERRUPTED)
+        return say(verb, Interrupted("interrupted", ""), json=asked)
 
 
 def _verb_first(words: list[str]) -> list[str]:
@@ -89,8 +96,40 @@ def _parser(verbs: Sequence[str]) -> Parser:
     return parser
 
 
-def say(verb: str, message: str, exit_code: int) -> int:
+def _json_asked(words: Sequence[str]) -> bool:
+    """Whether the output is to be JSON, also where the words are none that could be parsed."""
+    return any(
+        word in ("-ojson", "--output=json") or (word in ("-o", "--output") and value == "json")
+        for word, value in itertools.pairwise([*words, ""])
+    )
+
+
+def say(verb: str, failure: Failure, *, json: bool = False) -> int:
     """Say an error in one line on standard error; the exit status to end with."""
-    one_line = " ".join(message.split())
-    print(f"fscached {verb}: {one_line}" if verb else f"fscached: {one_line}", file=sys.stderr)
-    return exit_code
+    said = " ".join(str(failure).split())
+    line = f"fscached {verb}: {said}" if verb else f"fscached: {said}"
+    if json:
+        line = _as_json(verb, failure)
+    print(line, file=sys.stderr)
+    return failure.exit_code
+
+
+def _as_json(verb: str, failure: Failure) -> str:
+    from json import dumps
+
+    return dumps(
+        {
+            "verb": verb,
+            "where": failure.where,
+            "what": failure.what,
+            "remedy": failure.remedy,
+            "exit_code": failure.exit_code,
+        }
+    )
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """`-o json`, for scripts: one document on standard output, errors as one on standard error."""
+    parser.add_argument(
+        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
+    )

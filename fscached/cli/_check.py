@@ -40,7 +40,9 @@ def _parts(image: str, files: contextlib.ExitStack) -> tuple[bytes, dict[str, mm
     if not image.startswith(LAYOUT_PREFIX):
         path = Path(image)
         if not path.is_file():
-            raise Missing(f"{path}: no such file", f"name a bootstrap, or {LAYOUT_PREFIX}DIR")
+            raise Missing(
+                "no such file", f"name a bootstrap, or {LAYOUT_PREFIX}DIR", where=str(path)
+            )
         bootstrap = path.read_bytes()
         return bootstrap, _blobs_beside(path.parent, bootstrap, files)
     layout, tag = open_layout(image)

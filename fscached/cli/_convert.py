@@ -81,7 +81,7 @@ def _source(arguments: argparse.Namespace) -> tuple[list[Layer], Config]:
     for directory in directories:
         if not directory.is_dir():
             raise Missing(
-                f"{directory}: no such directory", f"make it, or write {LAYOUT_PREFIX}DIR"
+                "no such directory", f"make it, or write {LAYOUT_PREFIX}DIR", where=str(directory)
             )
     config = {"architecture": platform.architecture, "os": platform.os, "config": {}}
     return [directory_layer(directory) for directory in directories], config

@@ -35,7 +35,7 @@ def mounts_lock(arguments: argparse.Namespace) -> Iterator[None]:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         raise Missing(
-            f"{path.parent}: no such directory", "start the daemon, or name its --config"
+            "no such directory", "start the daemon, or name its --config", where=str(path.parent)
         ) from None
     with os.fdopen(fd, "r+"):
         try:

@@ -13,14 +13,13 @@ import subprocess
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from fscached import config, config_text, manual, version
 from fscached.cli import doctor
 from fscached.config import Config
 from fscached.control.client import Client
 from fscached.failure import Failure
-from fscached.redaction import HIDDEN, Redaction, secrets_in
+from fscached.redaction import Redaction, secrets_in
 from fscached.transport import host, probe
 from fscached.transport.mount import MountPoint, is_image, mount_points
 
@@ -96,13 +95,7 @@ class Evidence:
     def _settings(self) -> str:
         if self._problem:
             return f"# {self._problem}\n"
-        source = self._config.source
-        mirrors = tuple(
-            _replaced(mirror, headers=dict.fromkeys(mirror.headers, HIDDEN))
-            for mirror in source.mirrors
-        )
-        shown = _replaced(self._config, source=_replaced(source, mirrors=mirrors))
-        return manual.explain(shown)
+        return manual.explain(manual.shareable(self._config))
 
     def _asked(self, path: str) -> str:
         return json.dumps(self._redaction.value(self._client.get(path)), indent=2) + "\n"
@@ -155,10 +148,6 @@ def _docker_files(source: config.Source) -> list[str]:
     path = Path(source.docker_config)
     names = (".dockerconfigjson", "config.json") if path.is_dir() else ("",)
     return [str(path / name) for name in names]
-
-
-def _replaced(table: Any, **changes: Any) -> Any:
-    return type(table)(**{name: getattr(table, name) for name in table.__struct_fields__} | changes)
 
 
 def _program(*command: str) -> str:

@@ -43,7 +43,7 @@ def known(arguments: argparse.Namespace, name: str, *, run: bool = False) -> Kno
     """
     if name.startswith(("/", ".")) and not Path(name).exists():
         raise Missing(
-            f"{name}: no such file or directory", "export it with `fscached trace export`"
+            "no such file or directory", "export it with `fscached trace export`", where=name
         )
     if Path(name).is_file():
         return Known(read_trace(name), _image(arguments.image) if arguments.image else None)
@@ -64,7 +64,7 @@ def image_of(name: str) -> str:
     target = _daemon.location(name)
     fsids = [point.fsid for point in mount.mounted() if point.target == target]
     if not fsids:
-        raise Missing(f"{target}: no image is mounted there", "see `fscached status`")
+        raise Missing("no image is mounted there", "see `fscached status`", where=target)
     return fsids[-1]
 
 
@@ -91,6 +91,8 @@ def _bootstrap(path: Path) -> Bootstrap:
     try:
         return Bootstrap(path.read_bytes())
     except FileNotFoundError:
-        raise Missing(f"{path}: no such file", f"name a bootstrap, or {LAYOUT_PREFIX}DIR") from None
+        raise Missing(
+            "no such file", f"name a bootstrap, or {LAYOUT_PREFIX}DIR", where=str(path)
+        ) from None
     except ImageError as error:
         raise Failure(str(path), str(error)) from error

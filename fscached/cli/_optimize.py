@@ -131,8 +131,9 @@ def _target(arguments: argparse.Namespace, source: _Source) -> Iterator[_Target]
     whole = source.layout
     if whole is None:
         raise Usage(
-            f"{text}: only registries take an image of a registry",
+            "only registries take an image of a registry",
             "name a tag of the same repository, or copy the image first (`skopeo copy`)",
+            where=text,
         )
     layout, tag = open_layout(text, create=True)
 
@@ -158,8 +159,9 @@ def _finder(new: Layout, old: Layout | None, target: str) -> Callable[[Descripto
             if layout.path(blob).exists():
                 return layout.path(blob)
         raise Failure(
-            f"{target}: blob {blob.digest} is not in that repository",
+            f"blob {blob.digest} is not in that repository",
             "name a tag of the source's repository, or copy the image there first (`skopeo copy`)",
+            where=target,
         )
 
     return path

@@ -22,7 +22,9 @@ def read_trace(name: str) -> Trace:
         with Path(name).open("rb") as file:
             data = file.read(TRACE_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise Missing(f"{name}: no such file", "export it with `fscached trace export`") from None
+        raise Missing(
+            "no such file", "export it with `fscached trace export`", where=name
+        ) from None
     try:
         return decode(data)
     except TraceError as error:

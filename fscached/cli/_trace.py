@@ -22,6 +22,9 @@ from rafs_v6 import ImageError
 def record(arguments: argparse.Namespace) -> int:
     wanted = {"image": image_of(arguments.image), "prefetch": arguments.prefetch}
     reply = _daemon.client(arguments).put(f"{TRACES}/record", wanted)
+    if arguments.output == "json":
+        print(json.dumps(reply, indent=2))
+        return 0
     here = reply["resident_bytes"]
     print(f"{reply['reference'] or reply['fsid']}: a new run is recorded until its last umount")
     if here:
@@ -55,7 +58,7 @@ def diff(arguments: argparse.Namespace) -> int:
     except Failure as failure:
         if failure.exit_code != 1:
             raise
-        raise Usage(failure.what, failure.remedy) from failure
+        raise Usage(failure.what, failure.remedy, failure.where) from failure
     if arguments.output == "json":
         print(json.dumps([_use(use) | {"twins": twins} for use, twins in found], indent=2))
     else:
@@ -66,31 +69,42 @@ def diff(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
+    _require_file(arguments)
     found = known(arguments, arguments.trace, run=arguments.present)
-    _write(found.trace._replace(files=_named(found)), arguments.to)
+    _write(found.trace._replace(files=_named(found)), arguments)
     return 0
 
 
 def adopt(arguments: argparse.Namespace) -> int:
     client = _daemon.client(arguments)
+    done = []
     for name in arguments.files:
         trace = read_trace(name)
         client.put(TRACES, json.loads(encode(trace)))
-        print(f"{name}: {_of(trace)}, {len(trace.accesses)} chunks")
+        done.append({"file": name} | _summary(trace))
+        if arguments.output == "text":
+            print(f"{name}: {_of(trace)}, {len(trace.accesses)} chunks")
+    if arguments.output == "json":
+        print(json.dumps(done, indent=2))
     return 0
 
 
 def join(arguments: argparse.Namespace) -> int:
+    _require_file(arguments)
     try:
-        _write(merge(map(read_trace, arguments.files)), arguments.to)
+        _write(merge(map(read_trace, arguments.files)), arguments)
     except TraceError as error:
         raise Usage(str(error), "see `fscached trace show FILE`") from None
     return 0
 
 
 def forget(arguments: argparse.Namespace) -> int:
-    _daemon.client(arguments).delete(TRACES, image=image_of(arguments.image))
-    print(f"{arguments.image}: what was known of earlier runs is forgotten")
+    image = image_of(arguments.image)
+    _daemon.client(arguments).delete(TRACES, image=image)
+    if arguments.output == "json":
+        print(json.dumps({"forgotten": image}, indent=2))
+    else:
+        print(f"{arguments.image}: what was known of earlier runs is forgotten")
     return 0
 
 
@@ -141,12 +155,19 @@ def _of(trace: Trace) -> str:
     return trace.reference or trace.fsid
 
 
-def _write(trace: Trace, to: str | None) -> None:
-    if to is None:
+def _require_file(arguments: argparse.Namespace) -> None:
+    if arguments.output == "json" and arguments.to is None:
+        raise Usage("the trace itself goes to standard output", "name a file with --to")
+
+
+def _write(trace: Trace, arguments: argparse.Namespace) -> None:
+    if arguments.to is None:
         sys.stdout.buffer.write(encode(trace))
         sys.stdout.buffer.flush()
-    else:
-        Path(to).write_bytes(encode(trace))
+        return
+    Path(arguments.to).write_bytes(encode(trace))
+    if arguments.output == "json":
+        print(json.dumps({"file": arguments.to} | _summary(trace), indent=2))
 
 
 def _summary(trace: Trace) -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import tarfile
 import time
 from contextlib import suppress
 
-from fscached.cli import Subparsers, _daemon
+from fscached.cli import Subparsers, Usage, _daemon, add_output
 from fscached.failure import Failure
 
 STANDARD_OUTPUT = "-"
@@ -37,6 +38,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--lines", type=int, default=2000, metavar="N", help="of the log; default: 2000"
     )
+    add_output(parser)
     _daemon.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -44,6 +46,8 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from fscached.cli._evidence import Evidence
 
+    if arguments.file == STANDARD_OUTPUT and arguments.output == "json":
+        raise Usage("the archive itself goes to standard output", "name a file for it")
     moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     name = f"fscached-bugreport-{moment}"
     lines = max(0, arguments.lines)
@@ -54,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(archive)
         return 0
     _write(target, archive)
-    print(f"{target}: {len(archive)} bytes; look through it before you pass it on")
+    if arguments.output == "json":
+        print(json.dumps({"file": target, "bytes": len(archive)}, indent=2))
+    else:
+        print(f"{target}: {len(archive)} bytes; look through it before you pass it on")
     return 0
 
 
@@ -74,7 +81,7 @@ def _write(target: str, data: bytes) -> None:
     try:
         fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Failure(f"{target}: is there already", "name another file") from None
+        raise Failure("is there already", "name another file", where=target) from None
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from fscached.cli import Subparsers, _daemon
+from fscached.cli import Subparsers, _daemon, add_output
 from fscached.cli.status import duration, size, table
 
 COLUMNS = ("FILE", "TAKES", "SIZE", "LAST USED", "STATE", "IMAGES")
@@ -53,9 +53,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     )
     verify.set_defaults(run=run_verify)
     for verb in (listing, collect, verify):
-        verb.add_argument(
-            "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-        )
+        add_output(verb)
         _daemon.add_options(verb)
 
 

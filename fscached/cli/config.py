@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
-from fscached.cli import Subparsers
+from fscached.cli import Subparsers, add_output
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "config",
         help="check and print the configuration",
-        description="Check the configuration and print all of it, with meanings and limits.",
+        description="Check the configuration and print all of it, with meanings and limits; with "
+        "-o json without credentials and meanings.",
     )
+    add_output(parser)
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.set_defaults(run=run)
 
@@ -21,5 +24,11 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from fscached import config, manual
 
-    sys.stdout.write(manual.explain(config.load(arguments.config)))
+    settings = config.load(arguments.config)
+    if arguments.output == "json":
+        import msgspec
+
+        print(json.dumps(msgspec.to_builtins(manual.shareable(settings)), indent=2))
+    else:
+        sys.stdout.write(manual.explain(settings))
     return 0

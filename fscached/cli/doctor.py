@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from fscached.cli import Subparsers
+from fscached.cli import Subparsers, add_output
 
 if TYPE_CHECKING:
     from fscached.transport.host import Finding
@@ -22,9 +22,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="check what the kernel and this machine must have",
         description="Check every precondition; exit status 3 when one is not met.",
     )
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-    )
+    add_output(parser)
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML), or nydusd's")
     parser.set_defaults(run=run)
 

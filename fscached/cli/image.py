@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fscached.cli import Subparsers
+from fscached.cli import Subparsers, add_output
 
 
 def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
@@ -24,7 +24,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     check.add_argument(
         "image", metavar="IMAGE", help="oci:DIR[:TAG], or a bootstrap file beside its blobs"
     )
-    _add_output(check)
+    add_output(check)
     check.set_defaults(run=run_check)
 
 
@@ -73,7 +73,7 @@ def _add_convert(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         help="what was read of an earlier image (`fscached trace export`): comes first too",
     )
     convert.add_argument("--config", metavar="FILE", help="configuration file, for its [source]")
-    _add_output(convert)
+    add_output(convert)
     convert.set_defaults(run=run_convert)
 
 
@@ -105,14 +105,8 @@ def _add_optimize(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         "few requests, and stored twice; SRC must be a layout",
     )
     optimize.add_argument("--config", metavar="FILE", help="configuration file, for its [source]")
-    _add_output(optimize)
+    add_output(optimize)
     optimize.set_defaults(run=run_optimize)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-    )
 
 
 def run_convert(arguments: argparse.Namespace) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from typing import Any
 
-from fscached.cli import Subparsers, Usage, _daemon
+from fscached.cli import Subparsers, Usage, _daemon, add_output
 from fscached.control.client import Client
 from fscached.failure import Failure
 from fscached.transport import ObjectKey, mount
@@ -31,6 +32,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("reference", metavar="REF", help="host/repository:tag or @digest")
     parser.add_argument("directory", metavar="DIR", help="an existing directory")
     add_credentials(parser)
+    add_output(parser)
     _daemon.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -46,11 +48,21 @@ def add_credentials(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     target = _daemon.location(arguments.directory)
     if not os.path.isdir(target):
-        raise Failure(f"{target}: not a directory", "make it first")
+        raise Failure("not a directory", "make it first", where=target)
     client = _daemon.client(arguments)
     image, done = attach(client, arguments, target)
-    print(f"{image['reference']} ({image['manifest_digest']}) {done}")
+    if arguments.output == "json":
+        print(json.dumps(_summary(image, target), indent=2))
+    else:
+        print(f"{image['reference']} ({image['manifest_digest']}) {done}")
     return 0
+
+
+def _summary(image: dict[str, Any], target: str) -> dict[str, Any]:
+    """`device` is the superblock's major:minor, the same at all of its mount points."""
+    point = [point for point in mount.mounted() if point.target == target][-1]
+    known = ("reference", "manifest_digest", "fsid", "domain_id")
+    return {key: image[key] for key in known} | {"mount_point": target, "device": point.device}
 
 
 def attach(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fscached import config
-from fscached.cli import Subparsers, Usage, _daemon, _download, umount
+from fscached.cli import Subparsers, Usage, _daemon, _download, add_output, umount
 from fscached.cli import mount as mount_verb
 from fscached.cli.status import prefetch as phrase
 from fscached.control.client import Client, DaemonError
@@ -49,9 +49,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--timeout", type=float, metavar="S", help="with --wait: fail after so many seconds"
     )
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-    )
+    add_output(parser)
     mount_verb.add_credentials(parser)
     _daemon.add_options(parser)
     parser.set_defaults(run=run)
@@ -67,13 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
         return _followed(client, arguments, fsid, report)
     if not arguments.wait:
         raise Missing(
-            f"{arguments.reference}: nobody has it mounted",
+            "nobody has it mounted",
             "mount it with `fscached mount REF DIR`, or wait for it with --wait",
+            where=arguments.reference,
         )
     with _private_mount(client, arguments) as fsid:
         report = _order(client, fsid)
         if report is None:
-            raise Failure(f"{arguments.reference}: was unmounted at once", "see the daemon's log")
+            raise Failure(
+                "was unmounted at once", "see the daemon's log", where=arguments.reference
+            )
         return _followed(client, arguments, fsid, report)
 
 
@@ -84,7 +85,7 @@ def _mounted_on(place: str) -> str:
     target = _daemon.location(place)
     fsids = [point.fsid for point in mount.mounted() if point.target == target]
     if not fsids:
-        raise Failure(f"{target}: no image is mounted there", "see `fscached status`")
+        raise Failure("no image is mounted there", "see `fscached status`", where=target)
     return fsids[-1]
 
 
@@ -138,7 +139,9 @@ def _followed(
             else f"{name}: {phrase(report)}"
         )
     if arguments.wait and report["phase"] != "done":
-        raise Failure(f"{name}: not all of it is here: {phrase(report)}", "mend that and try again")
+        raise Failure(
+            f"not all of it is here: {phrase(report)}", "mend that and try again", where=name
+        )
     return 0
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
-from fscached.cli import Subparsers, _daemon
+from fscached.cli import Subparsers, _daemon, add_output
 from fscached.transport import mount
 
 COLUMNS = (
@@ -30,9 +30,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         help="show images, what is resident, and what was asked and fetched",
         description="Show the daemon, its images, and how much of them is in the cache.",
     )
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-    )
+    add_output(parser)
     _daemon.add_options(parser)
     parser.set_defaults(run=run)
 

@@ -49,6 +49,6 @@ def _checked(path: str | None) -> int:
         config.load(path)
         status = 0
     except Failure as failure:
-        status = say("supervise", str(failure), failure.exit_code)
+        status = say("supervise", failure)
     finally:
         os._exit(status)

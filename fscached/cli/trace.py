@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fscached.cli import Subparsers, _daemon
+from fscached.cli import Subparsers, _daemon, add_output
 
 WHICH = "FILE of `trace export`; an image's reference or fsid; or DIR where it is mounted"
 
@@ -38,6 +38,7 @@ def _add_record(verbs: Subparsers[argparse.ArgumentParser]) -> None:
     record.add_argument(
         "--prefetch", action="store_true", help="let prefetch go on; what it brings is not seen"
     )
+    add_output(record)
     _daemon.add_options(record)
 
 
@@ -55,7 +56,7 @@ def _add_show(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="FILE.svg",
         help="draw time against blob offset too, readers and prefetch in two colours",
     )
-    _add_output(show)
+    add_output(show)
     _add_image(show)
 
 
@@ -69,7 +70,7 @@ def _add_diff(verbs: Subparsers[argparse.ArgumentParser]) -> None:
     )
     diff.add_argument("base", metavar="BASE", help=WHICH)
     diff.add_argument("trace", metavar="RUN", help="the same; of a mounted image its present run")
-    _add_output(diff)
+    add_output(diff)
     _add_image(diff)
 
 
@@ -83,6 +84,7 @@ def _add_export(verbs: Subparsers[argparse.ArgumentParser]) -> None:
     )
     export.add_argument("trace", metavar="TRACE", help=WHICH)
     _add_run(export)
+    add_output(export)
     _add_to(export)
     _add_image(export)
 
@@ -96,6 +98,7 @@ def _add_import(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         "mount on; the image need not be on this node yet.",
     )
     importer.add_argument("files", metavar="FILE", nargs="+", help="what `trace export` wrote")
+    add_output(importer)
     _daemon.add_options(importer)
 
 
@@ -107,6 +110,7 @@ def _add_merge(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         "Make one trace of several of the same image. Needs no daemon.",
     )
     merge.add_argument("files", metavar="FILE", nargs="+", help="what `trace export` wrote")
+    add_output(merge)
     _add_to(merge)
 
 
@@ -118,6 +122,7 @@ def _add_forget(verbs: Subparsers[argparse.ArgumentParser]) -> None:
         "Forget what earlier runs of an image read; a run that goes on is kept.",
     )
     forget.add_argument("image", metavar="REF|DIR", help="an image's reference, fsid or mount")
+    add_output(forget)
     _daemon.add_options(forget)
 
 
@@ -137,12 +142,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="FILE", help="default: standard output")
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-o", "--output", choices=("text", "json"), default="text", help="default: text"
-    )
 
 
 def _add_image(parser: argparse.ArgumentParser) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 
-from fscached.cli import Subparsers, _daemon
+from fscached.cli import Subparsers, _daemon, add_output
 from fscached.control.client import Client, DaemonError
 from fscached.failure import Failure
 from fscached.transport import mount
@@ -18,30 +19,34 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
         "image. What is in the cache stays there.",
     )
     parser.add_argument("directory", metavar="DIR", help="where it is mounted")
+    add_output(parser)
     _daemon.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     target = _daemon.location(arguments.directory)
-    left = detach(_daemon.client(arguments), arguments, target)
+    fsid, left = detach(_daemon.client(arguments), arguments, target)
+    if arguments.output == "json":
+        print(json.dumps({"fsid": fsid, "mount_point": target, "still_mounted_on": left}, indent=2))
+        return 0
     print(f"unmounted {target}" + (f", still mounted on {', '.join(left)}" if left else ""))
     return 0
 
 
-def detach(client: Client, arguments: argparse.Namespace, target: str) -> list[str]:
-    """Unmount an image from a directory, and forget it when that was its last; where it still is
-    mounted."""
+def detach(client: Client, arguments: argparse.Namespace, target: str) -> tuple[str, list[str]]:
+    """Unmount an image from a directory, and forget it when that was its last; its fsid, and where
+    it still is mounted."""
     with _daemon.mounts_lock(arguments):
         fsids = [point.fsid for point in mount.mounted() if point.target == target]
         if not fsids:
-            raise Failure(f"{target}: no image is mounted there", "see `fscached status`")
+            raise Failure("no image is mounted there", "see `fscached status`", where=target)
         fsid = fsids[-1]  # mounts on one directory cover each other, the last is the visible one
         mount.unmount(target)
         left = [point.target for point in mount.mounted() if point.fsid == fsid]
         if not left:
             _forget(client, fsid)
-    return left
+    return fsid, left
 
 
 def _forget(client: Client, fsid: str) -> None:

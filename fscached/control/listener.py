@@ -54,10 +54,10 @@ def listen(path: str) -> socket.socket:
     Raises Failure: somebody else listens there, or the path cannot be a socket.
     """
     if len(os.fsencode(path)) > PATH_LIMIT_BYTES - len(".new"):
-        raise Failure(f"{path}: too long for a socket", "set a shorter [api] socket")
+        raise Failure("too long for a socket", "set a shorter [api] socket", where=str(path))
     if _is_served(path):
         raise Failure(
-            f"{path}: another daemon listens there", "stop it, or set another [api] socket"
+            "another daemon listens there", "stop it, or set another [api] socket", where=str(path)
         )
     return replaced(path)
 
@@ -78,8 +78,9 @@ def replaced(path: str) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Failure(
-            f"{path}: cannot listen: {error.strerror}",
+            f"cannot listen: {error.strerror}",
             "make its directory, writable for root, or set another [api] socket",
+            where=str(path),
         ) from None
     return listener
 

@@ -256,4 +256,4 @@ def test_any_document(document: dict[str, Any]) -> None:
     try:
         translate(document, "nydusd.json")
     except ConfigError as error:
-        assert error.what.startswith("nydusd.json: ") and error.remedy
+        assert error.where == "nydusd.json" and error.what and error.remedy
