@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers[argparse.ArgumentParser]) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     # What is inherited is held whatever the configuration says: readers wait until that is mended.
-    if "LISTEN_FDS" not in os.environ and (status := _checked(arguments.config)):
+    if not _inherits() and (status := _checked(arguments.config)):
         return status
     # Nothing but the standard library here: this process stays small for as long as images live.
     from fscached import log
@@ -35,6 +35,13 @@ def run(arguments: argparse.Namespace) -> int:
     log.configure()
     config = ["--config", arguments.config] if arguments.config else []
     return supervisor.Supervisor(supervisor.command([*config, *arguments.run_arguments])).run()
+
+
+def _inherits() -> bool:
+    """Whether a service manager kept anything for us: more than the API's listener."""
+    from fscached.control.notify import API
+
+    return not {*os.environ.get("LISTEN_FDNAMES", "").split(":")} <= {"", API}
 
 
 def _checked(path: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -119,7 +120,8 @@ def test_a_reader_that_has_enough_is_no_trace(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("#", "")
 
 
-def test_a_supervised_run_with_a_wrong_configuration_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["", "api"])
+def test_a_supervised_run_with_a_wrong_configuration_ends(tmp_path: Path, names: str) -> None:
     """One line and the status of a wrong configuration, before anything starts."""
     (path := tmp_path / "f.toml").write_text("[fetch]\nwindow_byte = 4096")
     done = subprocess.run(
@@ -128,6 +130,7 @@ def test_a_supervised_run_with_a_wrong_configuration_ends(tmp_path: Path) -> Non
         text=True,
         timeout=20,
         check=False,
+        env=os.environ | {"LISTEN_FDNAMES": names},
     )
     what = f"{path}: [fetch] window_byte: unknown key: did you mean window_bytes?"
     assert (done.returncode, done.stderr) == (2, f"fscached supervise: {what}\n")
