@@ -94,8 +94,10 @@ def _kill_under_load(
 ) -> dict[str, object]:
     """So many kills with events outstanding; what is to be said of them."""
     rng = random.Random(seed)
-    files = noise(3, 8, (kills + 40) * 200 << 10)
-    built = image_of(files, {"never-read": noise(4, 1, 9 << 20)["f0"]}, chunk_bytes=CHUNK_BYTES)
+    files = noise(3, 8, (kills + 40) * 160 << 10)
+    # The first of its blob, whose windows go forward: it stays a hole, and the file marked.
+    never = {"a-never-read": noise(4, 1, CHUNK_BYTES)["f0"]}
+    built = image_of(never | files, chunk_bytes=CHUNK_BYTES)
     node.configure(
         fetch={"window_bytes": CHUNK_BYTES, "window_limit_bytes": CHUNK_BYTES, "deadline_s": 60.0}
     )
