@@ -1,4 +1,5 @@
-"""The daemon killed under load: readers pause, and no byte is wrong.
+"""The daemon killed under load: readers pause, and no byte is wrong. And readers killed while they
+wait, of whom nothing stays.
 
 `vm-tests/test_crash.py` kills on this kernel too, while an image is read once to its end. Readers
 here (`reader.py`) go on until the last kill: what is resident is asked for as well as long as its
@@ -8,19 +9,24 @@ since the service manager is a stand-in.
 
 from __future__ import annotations
 
+import contextlib
 import random
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import record
+from harness import killer, record
 
 from fscached.transport.slots import SLOT_BYTES
-from tests.native.conftest import Node, Readers, image_of, noise, until
+from tests.native.conftest import PATIENCE_S, Node, Readers, image_of, noise, until
 from tests.native.manager import Manager
 from tests.native.origin import Origin
+from tests.native.test_reads import MAP, READ
 
 KINDS = ["READ"] * 6 + ["RANDOM"] * 5 + ["MAP"] * 5
 """Sixteen readers: with readahead, without it, and by page faults."""
@@ -147,3 +153,51 @@ def test_prefetch_goes_on_after_a_crash(node: Node, registry: Origin) -> None:
     until(lambda: "complete, and read" in node.log.read_text() or None, "no more prefetch")
     assert (target / "f3").read_bytes() == noise(5, 4, 2 << 20)["f3"]
     assert node.wait()["totals"]["reads"] == 0
+
+
+def test_readers_killed_while_they_wait(node: Node, registry: Origin) -> None:
+    """One that reads and one that maps, with an event outstanding each: they end at once, though
+    nobody answers. When the source goes on, their events' slots and descriptors are free again, and
+    those who waited beside them have right bytes."""
+    files = noise(6, 8, 1 << 20)  # more than is read: the file of a whole blob is closed
+    node.configure(fetch={"window_limit_bytes": 1 << 20})
+    node.start()
+    target = node.mount(registry.add("app", image_of(files)))
+    assert (target / "f0").read_bytes() == files["f0"]
+    outstanding, held = Outstanding(node), event_descriptors(node)
+    registry.open.clear()
+    killed = [reading(READ, target / "f1"), reading(MAP, target / "f2")]
+    for reader in killed:
+        until(lambda reader=reader: waits(reader.pid) or None, "it does not wait for an answer")
+    others = {name: reading(READ, target / name) for name in ("f1", "f2")}
+    until(lambda: outstanding.count() >= len(killed) or None, "their events are not read")
+    for reader in killed:
+        reader.kill()
+        assert reader.wait(PATIENCE_S) == -signal.SIGKILL
+    assert outstanding.count() >= len(killed) and event_descriptors(node) > held
+    registry.open.set()
+    for name, reader in others.items():
+        assert reader.communicate(timeout=PATIENCE_S)[0] == files[name]
+    assert (target / "f3").read_bytes() == files["f3"]
+    until(lambda: outstanding.count() == 0 or None, "slots stay taken")
+    until(lambda: event_descriptors(node) == held or None, "descriptors stay open")
+    outstanding.close()
+    assert node.wait()["totals"]["reads_waiting"] == 0
+    assert "bug" not in node.log.read_text() and "ERROR" not in node.log.read_text()
+
+
+def reading(program: str, path: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE)
+
+
+def waits(pid: int) -> bool:
+    return Path(f"/proc/{pid}/wchan").read_text().startswith(killer.WAITING)
+
+
+def event_descriptors(node: Node) -> int:
+    """How many descriptors of cache files the daemon has: its own are always as many."""
+    count = 0
+    for fd in Path(f"/proc/{node.daemon_pid()}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            count += fd.readlink().is_relative_to(node.cache)
+    return count
