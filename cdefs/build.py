@@ -76,7 +76,13 @@ static int sys_umount2(const char *target, int flags)
 { return syscall(SYS_umount2, target, flags); }
 """
 
+
+def text(name: str) -> str:
+    """A file beside this one."""
+    return Path(__file__).with_name(name).read_text()
+
+
 ffibuilder = FFI()
-for header in ("cachefiles.h", "fanotify.h", "files.h", "mount.h"):
-    ffibuilder.cdef(Path(__file__).with_name(header).read_text())
-ffibuilder.set_source("cdefs._abi", SOURCE)
+for header in ("attend.h", "cachefiles.h", "fanotify.h", "files.h", "mount.h"):
+    ffibuilder.cdef(text(header))
+ffibuilder.set_source("cdefs._abi", SOURCE + text("attend.h") + text("attend.c"))

@@ -19,6 +19,7 @@ from fscached.fill.blob import Limits, OpenBlob
 from fscached.fill.crew import Crew
 from fscached.fill.memory import Pool
 from fscached.fill.objects import Objects
+from fscached.fill.reception import Reception
 from fscached.handover import NAME as HANDOVER_NAME
 from fscached.handover import Handover
 from fscached.images import Images, Registration
@@ -68,6 +69,7 @@ class Daemon:
         store = Store(Path(config.paths.state_directory))
         self.images = Images(_chunk_loader(config, store))
         self.objects = Objects(transport, self.images.lookup, _limits(config), self._crew)
+        self._reception = Reception(transport, self.objects)
         traces = Traces(Path(config.paths.state_directory, "traces"))
         self._prefetch = Service(_means(config, self._registries), traces, LoopClock())
         self.objects.on_blob = _prefetcher(self.images, self._prefetch)
@@ -93,9 +95,8 @@ class Daemon:
         self.service.begin()
         if takeover:
             _take_over(self._transport)
-        self._drain()
+        self._reception.open()
         self._culling.begin()
-        asyncio.get_running_loop().add_reader(self._transport.fileno(), self._drain)
         # What start-up made stays: looking through it again and again would make readers wait.
         gc.freeze()
         log.info("running", extra={"images": len(self.images), "takeover": takeover})
@@ -103,7 +104,7 @@ class Daemon:
     async def end(self) -> None:
         """See Reign."""
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._transport.fileno())
+        self._reception.close()
         self._culling.end()
         self.objects.close()
         limit_s = loop.time() + ENDING_LIMIT_S
@@ -116,16 +117,13 @@ class Daemon:
     async def close(self) -> None:
         """Let go of everything but the kernel's descriptors, which end with the process."""
         log.info("ending", extra={"reads_waiting": self.objects.waiting})
-        asyncio.get_running_loop().remove_reader(self._transport.fileno())
+        self._reception.close()
         await self._prefetch.close()
         self._culling.end()
         self.objects.close()
         await self._registries.close()
         self._housekeeper.close()
         self._crew.close()
-
-    def _drain(self) -> None:
-        self.objects.heed(self._transport.drain())
 
 
 def _take_over(transport: Transport) -> None:

@@ -15,7 +15,7 @@ TOUR = (HOUSE / "docs" / "tour.md").read_text()
 README = (HOUSE / "README.md").read_text()
 CODE = "\n".join(
     path.read_text()
-    for package in ("fscached", "rafs_v6")
+    for package in ("cdefs", "fscached", "rafs_v6")
     for path in (HOUSE / package).rglob("*.py")
 )
 DEFINED = set(re.findall(r"^\s*(?:async )?(?:def|class) (\w+)", CODE, re.MULTILINE))
@@ -45,7 +45,7 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:fscached|rafs_v6|tests)/\S+\.py)`", TOUR)))
+    "path", sorted(set(re.findall(r"`((?:cdefs|fscached|rafs_v6|tests)/\S+\.py)`", TOUR)))
 )
 def test_every_file_of_the_tour_is_there(path):
     """A stop names a file that exists."""

@@ -176,6 +176,11 @@ class Blob:
         """How many readers wait."""
         return len({id(want) for wants in self._wants.values() for want in wants})
 
+    def seen(self, start: int, end: int) -> tuple[Fetch, ...]:
+        """A reader has read bytes [start, end): what to fetch next for it."""
+        covering = self.chunks.overlapping(start, end)
+        return self._continue(self._planner.seen(covering[-1])) if covering else ()
+
     def want(self, ticket: int, start: int, end: int, now_s: float) -> Verdict:
         """A reader asks for bytes [start, end). Bytes that belong to no chunk cannot be fetched:
         such a want is refused."""

@@ -22,7 +22,7 @@ from fscached.fill.stages import Pending
 from fscached.fill.tally import Tally
 from fscached.fill.writer import Landing, Writer
 from fscached.source import LocalSource, Priority, Source, SourceError
-from fscached.transport import NotReady, ObjectId, Transport, Wanted
+from fscached.transport import Held, NotReady, ObjectId, Transport, Wanted
 from rafs_v6 import ImageError
 from rafs_v6.blob import ChunkMap
 
@@ -149,6 +149,15 @@ class OpenBlob:
             self.learn()
         if self.watcher is not None:
             self.watcher.read(want.start, want.end)
+
+    def held(self, read: Held) -> None:
+        """A READ of resident bytes was answered already."""
+        self._replies.answered(read.seconds)
+        self._tally.hits += 1
+        if self.blob is not None and self.stage is Stage.READY:
+            self._launch(self.blob.seen(read.start, read.end))
+        if self.watcher is not None:
+            self.watcher.read(read.start, read.end)
 
     def learn(self) -> asyncio.Task[None]:
         """Find out what the blob's chunks are and which are resident. When the task is done the

@@ -13,7 +13,16 @@ from fscached.fill.bootstrap import OpenBootstrap
 from fscached.fill.crew import Crew
 from fscached.fill.renewal import renew
 from fscached.fill.tally import Tally
-from fscached.transport import Closed, Event, ObjectId, ObjectKey, Opened, Transport, Wanted
+from fscached.transport import (
+    Closed,
+    Event,
+    Held,
+    ObjectId,
+    ObjectKey,
+    Opened,
+    Transport,
+    Wanted,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,18 @@ class Objects:
             # The reader must not hang because of a bug of ours.
             log.exception("while handling %s", event)
             self._give_up(event)
+
+    def held(self, read: Held) -> None:
+        """A READ was answered already. Raises nothing."""
+        opened = self._open.get(read.object)
+        if not isinstance(opened, OpenBlob):
+            return  # closed meanwhile
+        self.tally.reads += 1
+        self.tallies[self._keys[read.object]].reads += 1
+        try:
+            opened.held(read)
+        except Exception:
+            log.exception("after %s", read)
 
     def heed(self, events: Iterable[Event]) -> None:
         """Act on events, in order."""

@@ -46,6 +46,11 @@ class Replies:
         self._pending[number] = want, now_s
         return number
 
+    def answered(self, seconds: float) -> None:
+        """A READ that was not expected here has had its answer."""
+        self._tally.reads_completed += 1
+        self._tally.latencies.count(seconds)
+
     def wake(self, number: int) -> None:
         """Answer a READ, from a worker; `woken` follows in the event loop."""
         pending = self._pending.get(number)

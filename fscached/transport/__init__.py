@@ -7,7 +7,7 @@ What does not: event loops, chunks, sources. Called by `fscached.daemon` and `fs
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, NewType, Protocol
+from typing import NamedTuple, NewType, Protocol, runtime_checkable
 
 ObjectId = NewType("ObjectId", int)
 """The kernel's number for one open cache object; a new number after every OPEN."""
@@ -100,6 +100,40 @@ class Files(Protocol):
 
     def tidy(self, volume: str) -> None:
         """Take away what a volume without files leaves behind. Raises OSError."""
+        ...
+
+
+class Held(NamedTuple):
+    """A READ of bytes that were in the file, and how long its reader waited for the answer."""
+
+    object: ObjectId
+    start: int
+    end: int
+    seconds: float
+
+
+@runtime_checkable
+class Attending(Protocol):
+    """A transport whose kernel asks about resident bytes as well, and which answers that itself."""
+
+    def attend(self) -> Iterator[Event]:
+        """What else the kernel asks, as `Transport.drain`, until `dismiss`. Waits for it: for a
+        thread of its own, in which nothing else is drained meanwhile.
+
+        Raises OSError; call it again.
+        """
+        ...
+
+    def dismiss(self) -> None:
+        """End `attend`, from the event loop."""
+        ...
+
+    def told_fileno(self) -> int:
+        """The descriptor that becomes readable when `told` has something to return."""
+        ...
+
+    def told(self) -> Iterator[Held]:
+        """What was answered."""
         ...
 
 

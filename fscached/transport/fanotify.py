@@ -10,6 +10,7 @@ docs/decisions/fanotify.md says what was tried.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
@@ -27,11 +28,13 @@ from struct import Struct
 from typing import NamedTuple, Self
 
 from cdefs import fanotify
+from cdefs.attend import ATTENDED, Attendant
 from cdefs.fanotify import INFO_RANGE, METADATA, PRE_ACCESS, RANGE
 from fscached.transport import (
     BLOCK_BYTES,
     Closed,
     Event,
+    Held,
     ObjectId,
     ObjectKey,
     Opened,
@@ -69,6 +72,8 @@ _DRAIN_EVENTS_MAX = 1024
 _NOT_OF_ONE_EVENT = {errno.EBADF, errno.EINVAL}
 """Any other failure of a read takes one event out of the queue and denies it, nothing else
 (copy_event_to_user in fanotify_user.c)."""
+
+_TOLD_BYTES = 1024 * ATTENDED.size
 
 _INFO = Struct("=BBH")
 _MARK = re.compile(r"^fanotify ino:([0-9a-f]+) ", re.MULTILINE)
@@ -111,7 +116,7 @@ class Fanotify:
         self._folder = folder
         self._pid = os.getpid()
         # Between the group and whoever waits: it stays silent while no slot is free.
-        self._epoll = select.epoll(1)
+        self._epoll = select.epoll(2)
         self._epoll.register(group_fd, select.EPOLLIN)
         self._paused = False
         self._tickets = map(Ticket, itertools.count(1))
@@ -121,6 +126,11 @@ class Fanotify:
         self._descriptors_max = 0
         self._events: list[Event] = []
         self._lock = threading.Lock()
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._epoll.register(self._end, select.EPOLLIN)
+        self._dismissed = False
+        self._told, self._teller = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._attendant = Attendant(group_fd, self._end, self._teller, slots.memory)
         # A lease that is broken while it is looked at would end the process.
         signal.signal(signal.SIGIO, signal.SIG_IGN)
 
@@ -221,6 +231,29 @@ class Fanotify:
                 return
             yield from self._queued()
 
+    def attend(self) -> Iterator[Event]:
+        while True:
+            while (slot := self._take_slot()) is None:
+                self._epoll.poll()
+                if self._dismissed:
+                    return
+            if not self._attended(slot):
+                return
+            yield from self._queued()
+
+    def dismiss(self) -> None:
+        self._dismissed = True
+        os.eventfd_write(self._end, 1)
+
+    def told_fileno(self) -> int:
+        return self._told
+
+    def told(self) -> Iterator[Held]:
+        for inode, start, end, took_ns in ATTENDED.iter_unpack(os.read(self._told, _TOLD_BYTES)):
+            if (object := self._folder.find(inode)) is not None:
+                start = start // BLOCK_BYTES * BLOCK_BYTES
+                yield Held(object, start, round_up(end), took_ns / 1e9)
+
     def _queued(self) -> list[Event]:
         events, self._events = self._events, []
         return events
@@ -253,6 +286,8 @@ class Fanotify:
     def close(self) -> None:
         self._folder.close()
         self._epoll.close()
+        for fd in (self._end, self._told, self._teller):
+            os.close(fd)
         os.close(self._group)
         os.close(self._slots.fd)
 
@@ -288,11 +323,32 @@ class Fanotify:
             if error.errno in _NOT_OF_ONE_EVENT:
                 raise
             return error.errno != errno.EAGAIN and self._lost(error)
+        self._slots.note(slot, os.fstat(METADATA.unpack_from(record)[5]).st_ino)
+        self._act(slot)
+        return True
+
+    def _attended(self, slot: int) -> bool:
+        """Act on the next event that is not answered without us; False when there is to be none."""
+        try:
+            came = self._attendant.attend(slot)
+        except OSError as error:
+            self._clear(slot)
+            if error.errno in _NOT_OF_ONE_EVENT:
+                raise
+            return self._lost(error)
+        if came:
+            self._act(slot)
+        else:
+            self._clear(slot)
+        return came
+
+    def _act(self, slot: int) -> None:
+        """See to an event that lies in a slot."""
+        record, inode = self._slots.record(slot), self._slots.inode(slot)
         number, pid = METADATA.unpack_from(record)[5:]
-        inode = os.fstat(number).st_ino
-        self._slots.note(slot, inode)
         object = self._folder.find(inode)
         if object is not None:
+            self._attendant.know(inode)
             self._folder.lend(object, number)
         unanswered = _Unanswered(slot, number, True)
         if pid == self._pid:
@@ -300,13 +356,13 @@ class Fanotify:
             self._settle(unanswered, 0)
         else:
             self._ask(object, record, unanswered)
-        return True
 
     def _ask(self, object: ObjectId | None, record: Record, unanswered: _Unanswered) -> None:
         """Queue what an event wants, or answer it at once."""
         extent = None
         if object is not None:
-            extent = wanted_extent(record, self._folder.file(object).size_bytes)
+            with contextlib.suppress(OSError):  # closed meanwhile
+                extent = wanted_extent(record, self._folder.file(object).size_bytes)
         if object is None or extent is None:
             self.counts.strangers += 1
             if worth_a_line(self.counts.strangers):

@@ -257,13 +257,15 @@ class Folder:
     def lend(self, object: ObjectId, event_fd: int) -> None:
         """An event's descriptor raises no events: fill the file through a copy of it, if that
         is still to come."""
-        file = self._files[object]
-        if file.fill_fd is not None or not file.marked:
+        file = self._files.get(object)
+        if file is None or file.fill_fd is not None or not file.marked:
             return
-        with contextlib.suppress(OSError):
-            fd = fcntl.fcntl(event_fd, fcntl.F_DUPFD_CLOEXEC, 0)
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
-            file.fill_fd = fd
+        with self._lock, contextlib.suppress(OSError):
+            # Whoever closes the object or takes its mark does so first, then closes this.
+            if file.marked and object in self._files:
+                fd = fcntl.fcntl(event_fd, fcntl.F_DUPFD_CLOEXEC, 0)
+                fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+                file.fill_fd = fd
 
     def drop(self, object: ObjectId) -> None:
         """Forget an object. A mark it has stays: reads of its file are to fail."""

@@ -78,6 +78,15 @@ class Slots:
         start = index * SLOT_BYTES
         return self._memory[start : start + RECORD_BYTES]
 
+    @property
+    def memory(self) -> memoryview:
+        """All of them."""
+        return self._memory
+
+    def inode(self, index: int) -> int:
+        """Which file the event in a slot is about."""
+        return self._words[index * _WORDS + _INODE]
+
     def note(self, index: int, inode: int) -> None:
         """Say which file the event in a slot is about; the record itself does not."""
         self._words[index * _WORDS + _INODE] = inode

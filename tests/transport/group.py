@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class Group:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.answers: list[tuple[int, int]] = []
+        self.answered = threading.Event()
         self.waiting: set[int] = set()
         monkeypatch.setattr(abi, "allow", lambda _, number: self.answer(number, 0))
         monkeypatch.setattr(abi, "deny", lambda _, number, code: self.answer(number, code))
@@ -42,6 +44,7 @@ class Group:
             raise OSError(errno.ENOENT, "no such event")
         self.waiting.remove(number)
         self.answers.append((number, code))
+        self.answered.set()
 
 
 def event(group: Group, path: Path, offset: int = 0) -> int:

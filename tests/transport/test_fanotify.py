@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdefs import fanotify as abi
-from fscached.transport import BLOCK_BYTES, ObjectId, ObjectKey, OutOfSpace, Ticket
+from fscached.transport import BLOCK_BYTES, Event, ObjectId, ObjectKey, OutOfSpace, Ticket
 from fscached.transport import fanotify as module
 from fscached.transport.fanotify import ERRNOS, wanted_extent
 from fscached.transport.floor import Floor
@@ -185,6 +187,44 @@ def test_without_a_slot_nothing_is_read(group: Group, tmp_path: Path) -> None:
     assert group.transport._epoll.poll(0) != []
     assert list(group.transport.drain()) == []
     assert group.answers == [(50, 0), (fd, errno.EIO)]
+
+
+@contextmanager
+def attended(group: Group) -> Iterator[None]:
+    """A thread that attends meanwhile, and whom nothing is asked that others must answer."""
+    found: list[Event] = []
+    thread = threading.Thread(target=lambda: found.extend(group.transport.attend()))
+    thread.start()
+    yield
+    group.transport.dismiss()
+    thread.join()
+    assert found == []
+
+
+def test_a_thread_acts_on_events_until_it_is_dismissed(group: Group, tmp_path: Path) -> None:
+    """As the event loop would."""
+    with attended(group):
+        fd = event(group, tmp_path / "stranger")
+        group.answered.wait()
+    assert group.answers == [(fd, errno.EIO)] and list(group.slots.left()) == []
+    assert {group.slots.take() for _ in range(4)} == {0, 1, 2, 3}
+
+
+def test_a_thread_without_a_slot_waits_for_one(group: Group, tmp_path: Path) -> None:
+    """For the next answer, or to be dismissed."""
+    taken = [fill(group.slots, 50 + number) for number in range(4)]
+    with attended(group):
+        fd = event(group, tmp_path / "stranger")
+        group.waiting.add(50)
+        group.transport._unanswered[Ticket(1)] = module._Unanswered(taken[0], 50, False)
+        group.transport.done(OBJECT, Ticket(1))
+        while len(group.answers) < 2:
+            group.answered.wait()
+            group.answered.clear()
+    assert group.answers == [(50, 0), (fd, errno.EIO)]
+    fill(group.slots, 60)
+    with attended(group):
+        pass
 
 
 def test_a_takeover_answers_slots_and_denies_the_rest(group: Group) -> None:
