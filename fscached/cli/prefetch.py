@@ -59,10 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.timeout is not None and not (arguments.wait and arguments.timeout > 0):
         raise Usage("--timeout takes seconds, and needs --wait", "give both or neither")
     client = _daemon.client(arguments)
-    fsid = _mounted_on(arguments.reference) or _registered(client, arguments.reference)
+    place = _mounted_on(arguments.reference)
+    fsid = place or _registered(client, arguments.reference)
     report = _order(client, fsid) if fsid else None
     if fsid and report is not None:
         return _followed(client, arguments, fsid, report)
+    if place:
+        raise Failure(
+            "the kernel has not opened this image's blobs since its daemon was replaced",
+            "read a file of it that is not in the cache, then try again",
+            where=arguments.reference,
+        )
     if not arguments.wait:
         raise Missing(
             "nobody has it mounted",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fscached.cli import _download, prefetch
+from fscached.control.http import ApiError
 from fscached.control.messages import PrefetchStatus
 from fscached.prefetch.phase import Phase
 
@@ -126,6 +128,21 @@ def test_a_directory_without_an_image(daemon: Any, mounts: Any, fscached: Fscach
     """Is said to be one."""
     status, _, error = fscached("prefetch", "/somewhere")
     assert status == 1 and "no image is mounted there" in error
+
+
+def test_a_mounted_image_whose_daemon_was_replaced(
+    daemon: Any, fscached: Fscached, mounted: Path
+) -> None:
+    """cachefiles says what is open when somebody misses something: nothing can be brought before,
+    and a directory is no image's name to mount elsewhere."""
+
+    def refuse() -> None:
+        raise ApiError(HTTPStatus.CONFLICT, "the image is not open")
+
+    daemon.on_prefetch = refuse
+    status, _, error = fscached("prefetch", mounted, "--wait")
+    assert status == 1 and "has not opened" in error and "read a file of it" in error
+    assert daemon.happened == ["prefetch"]
 
 
 def test_a_bar_where_a_terminal_is(monkeypatch: pytest.MonkeyPatch) -> None:
