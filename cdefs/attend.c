@@ -100,9 +100,9 @@ int attend(const struct attendant *a, uint64_t *slot)
         }
         uint64_t came_ns = clock_ns();
         if (fstat(((const struct fanotify_event_metadata *)slot)->fd, &file) < 0)
-            return -errno;
+            file.st_ino = 0; /* no file's: it is denied */
         slot[SLOT_WORDS - 1] = file.st_ino;
-        if (!answered(a, slot, &file, came_ns))
+        if (!file.st_ino || !answered(a, slot, &file, came_ns))
             return 1;
     }
 }

@@ -116,7 +116,7 @@ class Fanotify:
         self._folder = folder
         self._pid = os.getpid()
         # Between the group and whoever waits: it stays silent while no slot is free.
-        self._epoll = select.epoll(2)
+        self._epoll = select.epoll(1)
         self._epoll.register(group_fd, select.EPOLLIN)
         self._paused = False
         self._tickets = map(Ticket, itertools.count(1))
@@ -127,8 +127,6 @@ class Fanotify:
         self._events: list[Event] = []
         self._lock = threading.Lock()
         self._end = os.eventfd(0, os.EFD_CLOEXEC)
-        self._epoll.register(self._end, select.EPOLLIN)
-        self._dismissed = False
         self._told, self._teller = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._attendant = Attendant(group_fd, self._end, self._teller, slots.memory)
         # A lease that is broken while it is looked at would end the process.
@@ -192,7 +190,7 @@ class Fanotify:
         take_down(self._folder.marked())
         while not self._folder.let_go():
             list(self.drain())  # without objects every event is denied as it is read
-            select.select([self], [], [], LEAVE_PAUSE_S)
+            self._epoll.poll(LEAVE_PAUSE_S)
 
     def take_over(self) -> None:
         self._folder.inherited()
@@ -232,17 +230,10 @@ class Fanotify:
             yield from self._queued()
 
     def attend(self) -> Iterator[Event]:
-        while True:
-            while (slot := self._take_slot()) is None:
-                self._epoll.poll()
-                if self._dismissed:
-                    return
-            if not self._attended(slot):
-                return
+        while (slot := self._awaited_slot()) is not None and self._attended(slot):
             yield from self._queued()
 
     def dismiss(self) -> None:
-        self._dismissed = True
         os.eventfd_write(self._end, 1)
 
     def told_fileno(self) -> int:
@@ -304,6 +295,16 @@ class Fanotify:
                 log.warning("%d reads wait, the limit: others wait to be asked", self._slots.count)
             else:
                 self._paused = False
+        return slot
+
+    def _awaited_slot(self) -> int | None:
+        """A free slot as soon as there is one and an event for it; None at the end."""
+        while (slot := self._take_slot()) is None:
+            waiting = select.poll()
+            waiting.register(self._epoll, select.POLLIN)
+            waiting.register(self._end, select.POLLIN)
+            if self._end in dict(waiting.poll()):
+                return None
         return slot
 
     def _clear(self, slot: int) -> None:

@@ -194,6 +194,15 @@ def test_what_cannot_be_told_is_left(desk: Desk) -> None:
     assert desk.answers()
 
 
+def test_an_event_of_no_file_that_can_be_looked_at(desk: Desk) -> None:
+    """Its reader waits: it is not lost in an error, but left as one of a file nobody knows."""
+    desk.kernel.send(record(0, BLOCK, number=2**31 - 1))
+    assert desk.attendant.attend(1)
+    words = desk.slots.cast("Q")
+    assert words[SLOT_WORDS] and words[2 * SLOT_WORDS - 1] == 0
+    assert desk.heard() == []
+
+
 def test_the_end(desk: Desk) -> None:
     """It is seen before the next event is read."""
     desk.ask()

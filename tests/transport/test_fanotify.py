@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import struct
 import threading
 from collections.abc import Iterator
@@ -225,6 +226,13 @@ def test_a_thread_without_a_slot_waits_for_one(group: Group, tmp_path: Path) -> 
     fill(group.slots, 60)
     with attended(group):
         pass
+
+
+def test_the_end_of_a_thread_is_no_event(group: Group) -> None:
+    """Who drains after it, to take images down, waits between events as before."""
+    with attended(group):
+        pass
+    assert select.select([group.transport], [], [], 0) == ([], [], [])
 
 
 def test_a_takeover_answers_slots_and_denies_the_rest(group: Group) -> None:

@@ -79,7 +79,7 @@ def _installed_dependencies() -> Path:
 def _declarations() -> list[bytes]:
     """What the extension is compiled from."""
     cdefs = ROOT / "cdefs"
-    return [path.read_bytes() for path in (cdefs / "build.py", *sorted(cdefs.glob("*.h")))]
+    return [path.read_bytes() for path in (cdefs / "build.py", *sorted(cdefs.glob("*.[ch]")))]
 
 
 def _extension() -> Path:
