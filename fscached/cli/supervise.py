@@ -57,5 +57,9 @@ def _checked(path: str | None) -> int:
         status = 0
     except Failure as failure:
         status = say("supervise", failure)
+    except Exception:  # a bug of ours
+        import traceback
+
+        traceback.print_exc()
     finally:
         os._exit(status)
