@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -206,6 +207,15 @@ class StandInService:
     async def remove_image(self, fsid: str) -> bool:
         self.asked.append(("remove", fsid))
         return self.found
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """The service manager's socket, on a path as systemd's is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
+        yield receiver
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,6 @@ import pytest
 from fscached.control.notify import FdStore, alive, heartbeat_s, notify
 
 Environment = dict[str, str]
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """The service manager's socket, on a path as systemd's is."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        receiver.bind(str(tmp_path / "notify"))
-        receiver.setblocking(False)
-        yield receiver
 
 
 @pytest.fixture
