@@ -69,7 +69,7 @@ def translate(document: Mapping[str, Any], origin: str) -> Translation:
         _walk(_form(document), document, "", translation)
     except _Unusable as error:
         what, remedy = error.args
-        raise ConfigError(f"{what}", remedy, where=origin) from None
+        raise ConfigError(what, remedy, where=origin) from None
     return translation
 
 

@@ -155,7 +155,7 @@ def _entries(path: str) -> list[BlobEntry] | None:
         listed = msgspec.json.decode(text, type=_Entries).blobs
         return None if listed is None else [entry.parse(bytes(raw)) for raw in listed]
     except (*MALFORMED, entry.InvalidEntry) as error:
-        raise ConfigError(f"{error}", "give blobs as in nydusd's API", where=str(path)) from None
+        raise ConfigError(str(error), "give blobs as in nydusd's API", where=str(path)) from None
 
 
 def _end_soon() -> None:
