@@ -38,13 +38,9 @@ class Attendant:
         self._state.own_pid = os.getpid()
 
     def know(self, inode: int) -> None:
-        """Answer for this file; for one before it, maybe, no more."""
+        """Answer for this file; for one before it, maybe, no more. For good: what is in a file of
+        ours is right, whoever has it open."""
         self._state.files[inode % len(self._state.files)] = inode
-
-    def forget(self, inode: int) -> None:
-        """Answer for this file no more."""
-        if self._state.files[inode % len(self._state.files)] == inode:
-            self._state.files[inode % len(self._state.files)] = 0
 
     def attend(self, slot: int) -> bool:
         """Read events into a slot and answer them until one comes that is another's to answer: it

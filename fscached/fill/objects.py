@@ -72,9 +72,9 @@ class Objects:
         opened = self._open.get(read.object)
         if not isinstance(opened, OpenBlob):
             return  # closed meanwhile
-        self.tally.reads += 1
-        self.tallies[self._keys[read.object]].reads += 1
         try:
+            self.tally.reads += 1
+            self.tallies[self._keys[read.object]].reads += 1
             opened.held(read)
         except Exception:
             log.exception("after %s", read)

@@ -26,6 +26,7 @@ class Reception:
 
     def __init__(self, transport: Transport, objects: Objects) -> None:
         self._transport = transport
+        self._attending = transport if isinstance(transport, Attending) else None
         self._objects = objects
         self._loop = asyncio.get_running_loop()
         self._thread: threading.Thread | None = None
@@ -38,40 +39,40 @@ class Reception:
     def open(self) -> None:
         """Act on what the kernel has asked so far, and from now on."""
         self._drain()
-        if isinstance(self._transport, Attending):
-            self._loop.add_reader(self._transport.told_fileno(), self._account, self._transport)
-            self._thread = threading.Thread(
-                target=self._attend, args=[self._transport], name="reception", daemon=True
-            )
-            self._thread.start()
-        else:
+        if self._attending is None:
             self._loop.add_reader(self._transport.fileno(), self._drain)
+            return
+        self._loop.add_reader(self._attending.told_fileno(), self._account, self._attending)
+        self._thread = threading.Thread(
+            target=self._attend, args=[self._attending], name="reception", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
         """Take nothing any more: what is not answered by now stays so, for whoever comes next."""
         if self._closed:
             return
         self._closed = True
-        if not isinstance(self._transport, Attending):
+        if self._attending is None:
             self._loop.remove_reader(self._transport.fileno())
         elif self._thread is not None:
-            self._loop.remove_reader(self._transport.told_fileno())
-            self._transport.dismiss()
+            self._loop.remove_reader(self._attending.told_fileno())
+            self._attending.dismiss()
             self._thread.join(END_LIMIT_S)
             self._left.clear()
 
     def _drain(self) -> None:
         self._objects.heed(self._transport.drain())
 
-    def _account(self, transport: Attending) -> None:
-        for read in transport.told():
+    def _account(self, attending: Attending) -> None:
+        for read in attending.told():
             self._objects.held(read)
 
-    def _attend(self, transport: Attending) -> None:
+    def _attend(self, attending: Attending) -> None:
         """The thread."""
         while not self._closed:
             try:
-                for event in transport.attend():
+                for event in attending.attend():
                     self._leave(event)
             except Exception:
                 log.exception("while the kernel was asking")

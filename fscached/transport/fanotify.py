@@ -74,6 +74,7 @@ _NOT_OF_ONE_EVENT = {errno.EBADF, errno.EINVAL}
 (copy_event_to_user in fanotify_user.c)."""
 
 _TOLD_BYTES = 1024 * ATTENDED.size
+"""One `told` gives the event loop back after so much."""
 
 _INFO = Struct("=BBH")
 _MARK = re.compile(r"^fanotify ino:([0-9a-f]+) ", re.MULTILINE)

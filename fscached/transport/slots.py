@@ -17,13 +17,13 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from cdefs.attend import SLOT_WORDS
 from cdefs.fanotify import METADATA
 
-SLOT_BYTES = 64
-RECORD_BYTES = 56
+SLOT_BYTES = SLOT_WORDS * 8
+RECORD_BYTES = SLOT_BYTES - 8
 
-_WORDS = SLOT_BYTES // 8
-_INODE = _WORDS - 1
+_INODE = SLOT_WORDS - 1
 
 
 class Left(NamedTuple):
@@ -60,14 +60,14 @@ class Slots:
         taken = {left.slot for left in self.left()}
         self._free = [index for index in range(self.count) if index not in taken]
         for index in self._free:
-            self._words[index * _WORDS + _INODE] = 0
+            self._words[index * SLOT_WORDS + _INODE] = 0
 
     def left(self) -> Iterator[Left]:
         """The slots that are taken, as they are in memory."""
         for index in range(self.count):
-            if self._words[index * _WORDS]:
+            if self._words[index * SLOT_WORDS]:
                 record = bytes(self.record(index))
-                yield Left(index, record, self._words[index * _WORDS + _INODE])
+                yield Left(index, record, self._words[index * SLOT_WORDS + _INODE])
 
     def take(self) -> int | None:
         """A free slot, its memory zeros; None when there is none."""
@@ -85,16 +85,16 @@ class Slots:
 
     def inode(self, index: int) -> int:
         """Which file the event in a slot is about."""
-        return self._words[index * _WORDS + _INODE]
+        return self._words[index * SLOT_WORDS + _INODE]
 
     def note(self, index: int, inode: int) -> None:
         """Say which file the event in a slot is about; the record itself does not."""
-        self._words[index * _WORDS + _INODE] = inode
+        self._words[index * SLOT_WORDS + _INODE] = inode
 
     def clear(self, index: int) -> None:
         """An event is answered. Its first word, whose zero says so, is one store."""
-        self._words[index * _WORDS] = 0
-        self._words[index * _WORDS + _INODE] = 0
+        self._words[index * SLOT_WORDS] = 0
+        self._words[index * SLOT_WORDS + _INODE] = 0
         self._free.append(index)
 
 
